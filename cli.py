@@ -1,0 +1,620 @@
+"""The command line: read options, make one library call, print what came back.
+
+Nothing heavy is imported here: each command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from embedcache.extraction import Extraction
+    from heads.fit import FittedRun, Preview
+    from heads.record import Comparison
+
+INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """Turns an error into one paragraph on stderr and an exit code; ``--debug`` shows the traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _say("Interrupted. What was committed is kept: the same command goes on from there.")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if _is_typers(error) or ctx.params.get("debug"):
+                raise
+            raise typer.Exit(_explained(error)) from None
+
+
+def _is_typers(error: Exception) -> bool:
+    """Whether typer itself knows what to do with an exception: its own words on wrong use, an exit, an abort."""
+    return isinstance(error, typer.Exit | typer.Abort | BrokenPipeError) or hasattr(error, "format_message")
+
+
+def _explained(error: Exception) -> int:
+    """Print one paragraph; the exit code."""
+    from embedcache.errors import EmbedCacheError
+
+    if isinstance(error, EmbedCacheError):
+        _say(f"Error: {error}")
+        return error.exit_code
+    if isinstance(error, OSError):
+        _say(f"Error: {error}")
+        return 1
+    _say(f"Error: {type(error).__name__}: {error}. This is a defect: 'python cli.py --debug …' shows where.")
+    return 1
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Run frozen backbones once, keep every vector, train light heads in seconds.",
+)
+
+CacheOption = Annotated[Path, typer.Option("--cache", envvar="EMBEDCACHE_CACHE", help="Folder of the cache.")]
+OutOption = Annotated[Path, typer.Option("--out", envvar="EMBEDCACHE_OUT", help="Folder of the runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Name in the cache; default: the only one.")]
+
+
+@app.callback()
+def _main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False) -> None:
+    """Run frozen backbones once, keep every vector, train light heads in seconds."""
+    level = logging.DEBUG if debug else logging.ERROR
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(message: str) -> None:
+    """A message for people, on stderr."""
+    typer.echo(message, err=True)
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False, default=_jsonable))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        number = column in right
+        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
+    return table
+
+
+def _show(table: Table) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, markup=False).print(table)
+
+
+def _numbers(text: str | None, kind: type[int] | type[float], option: str) -> tuple[Any, ...] | None:
+    """``0,65535`` as numbers."""
+    from embedcache.errors import UsageError
+
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{option} takes numbers with commas between them, got {text!r}.") from error
+
+
+@app.command()
+def extract(
+    backbone: Annotated[list[str], typer.Option("--backbone", help="Alias or family:checkpoint; may be repeated.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="cub, folder, table, or a name in the cache; default: all found in --data.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(envvar="EMBEDCACHE_DATA", help="Data folder or files (default: data/).")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the data set in the cache.")] = None,
+    cache: CacheOption = Path("cache"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of the forward pass: auto, float32, float16, bfloat16.")] = "auto",
+    stored: Annotated[str, typer.Option(help="On disk: auto, float16, float32.")] = "auto",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Items in a forward pass; default: found out.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; default: one per core.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Encode the items of that many samples only.")] = None,
+    seed: Annotated[int, typer.Option(help="Of --limit.")] = 0,
+    check: Annotated[str, typer.Option(help="Notice changes by stat (size and time) or by content.")] = "stat",
+    on_error: Annotated[str, typer.Option(help="At a bad item: skip or stop.")] = "skip",
+    retry_failed: Annotated[bool, typer.Option(help="Try failed items again.")] = False,
+    wait: Annotated[bool, typer.Option(help="Wait where another process writes the same file.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would happen, and do nothing.")] = False,
+    weights: Annotated[str | None, typer.Option(help="A weight file in place of the checkpoint's.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    pooling: Annotated[str, typer.Option(help="auto, cls, mean, pooler, pre-logits.")] = "auto",
+    image_size: Annotated[int | None, typer.Option(help="Side of the model's square input, pixels.")] = None,
+    value_range: Annotated[str | None, typer.Option(help="LOW,HIGH of pixels that are not 8-bit.")] = None,
+    channels: Annotated[str | None, typer.Option(help="One or three channel numbers, such as 3,2,1.")] = None,
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="Lower-case texts first.")] = False,
+    prompt: Annotated[str, typer.Option(help="Put before every text.")] = "",
+    max_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
+    captions: Annotated[str | None, typer.Option(help="cub: where the captions are.")] = None,
+    label: Annotated[str | None, typer.Option(help="folder: parent, none or a regex; table: a column.")] = None,
+    group: Annotated[str | None, typer.Option(help="folder: a regex; table: a column.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="table: column of texts; may be repeated.")] = None,
+    image: Annotated[str | None, typer.Option(help="table: column of image paths.")] = None,
+    images: Annotated[str | None, typer.Option(help="table: folder that image paths are below.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="table: column of ids.")] = None,
+    split: Annotated[str | None, typer.Option(help="table: column of splits.")] = None,
+    weight: Annotated[str | None, typer.Option(help="table: column of sample weights.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode every item of a data set once; what the cache holds already is not encoded again."""
+    import embedcache as ec
+
+    results = ec.extract(
+        dataset,
+        list(data) if data else None,
+        backbones=backbone,
+        name=name,
+        cache=cache,
+        limit=limit,
+        seed=seed,
+        dry_run=dry_run,
+        settings=ec.BackboneSettings(
+            weights=weights,
+            revision=revision,
+            pooling=pooling,
+            image_size=image_size,
+            value_range=_pair(_numbers(value_range, float, "--value-range")),
+            channels=_numbers(channels, int, "--channels"),
+            lowercase=lowercase,
+            prompt=prompt,
+            max_length=max_length,
+        ),
+        options=ec.Options(
+            device=device,
+            precision=_one_of(precision, "--precision", ("auto", "float32", "float16", "bfloat16")),
+            stored=_one_of(stored, "--stored", ("auto", "float16", "float32")),
+            batch_size=batch_size,
+            workers=workers,
+            check=_one_of(check, "--check", ("stat", "content")),
+            on_error=_one_of(on_error, "--on-error", ("skip", "stop")),
+            retry_failed=retry_failed,
+            wait=wait,
+            progress=not as_json,
+        ),
+        captions=captions,
+        label=label,
+        group=group,
+        text=text,
+        image=image,
+        images=images,
+        id=id_column,
+        split=split,
+        weight=weight,
+    )
+    if as_json:
+        from dataclasses import asdict
+
+        _print_json([asdict(one) for one in results])
+        return
+    for one in results:
+        _print_extraction(one, dry_run)
+
+
+def _pair(numbers: tuple[Any, ...] | None) -> tuple[float, float] | None:
+    from embedcache.errors import UsageError
+
+    if numbers is not None and len(numbers) != 2:
+        raise UsageError(f"--value-range takes LOW,HIGH, got {len(numbers)} numbers.")
+    return (numbers[0], numbers[1]) if numbers is not None else None
+
+
+def _one_of(value: str, option: str, known: tuple[str, ...]) -> Any:
+    from embedcache.errors import unknown_name
+
+    if value not in known:
+        raise unknown_name(f"value of {option}:", value, known)
+    return value
+
+
+def _print_extraction(one: Extraction, dry_run: bool) -> None:
+    """A few lines on what was reused, resumed, encoded and failed."""
+    head = f"{one.dataset} · {one.backbone}"
+    if one.action == "skip":
+        typer.echo(f"{head}: skipped, {one.reason}.")
+        return
+    verb = {"reuse": "reused", "resume": "resumed", "grow": "grown", "extract": "extracted"}[one.action]
+    if dry_run:
+        verb = f"would be {verb}"
+    size = f" × {one.dim}" if one.dim else ""
+    typer.echo(f"{head}: {verb} ({one.reason}); {one.n_items:,} {one.modality}s{size} of {one.n_samples:,} samples")
+    typer.echo(
+        f"  {one.n_kept:,} there already, {one.n_encoded:,} {'to encode' if dry_run else 'encoded'}{_speed(one)}"
+    )
+    if one.n_failed:
+        typer.echo(f"  {one.n_failed:,} failed: " + "; ".join(f"{name}: {why}" for name, why in one.failures.items()))
+    if one.n_truncated:
+        typer.echo(f"  {one.n_truncated:,} texts were longer than the model reads, and cut")
+    for note in one.notes:
+        typer.echo(f"  note: {note}")
+    if one.estimate is not None and one.estimate.nbytes:
+        typer.echo(f"  about {_duration(one.estimate.seconds or 0)} and {_size(one.estimate.nbytes)}")
+    if one.path is not None:
+        typer.echo(f"  {one.path}")
+
+
+def _speed(one: Extraction) -> str:
+    rate = one.items_per_second
+    return f" in {_duration(one.seconds)}, {rate:,.0f} {one.modality}s/s" if rate else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(nbytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            break
+        nbytes /= 1000
+    return f"{nbytes:,.0f} {unit}" if nbytes >= 10 or unit == "B" else f"{nbytes:.1f} {unit}"
+
+
+@app.command("fit-head")
+def fit_head(
+    grid: Annotated[str | None, typer.Option(help="Grid file, here or among the ready ones.")] = None,
+    head: Annotated[str | None, typer.Option(help="Kind of head; default: logistic.")] = None,
+    dataset: DatasetOption = None,
+    features: Annotated[
+        list[str] | None, typer.Option(help="Feature sets: commas fuse, repeating the option compares.")
+    ] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value over the grid file.")] = None,
+    cache: CacheOption = Path("cache"),
+    out: OutOption = Path("runs"),
+    extract_missing: Annotated[bool, typer.Option("--extract", help="Extract features that are missing.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say how many fits and how long, and fit nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a head, a search over heads, or one head on several choices of features, from the cache."""
+    from heads import config as configs
+    from heads import fit, record, report
+
+    document: dict[str, Any] = configs.read_grid(configs.find_grid(grid)) if grid else {}
+    document |= {key: value for key, value in (("head", head), ("dataset", dataset)) if value is not None}
+    if features:
+        document["features"] = features[0] if len(features) == 1 else [[one] for one in features]
+    parsed = configs.parse(configs.override(document, assignments or []), grid or "the options")
+    task = _prepared(parsed, cache, extract_missing)
+    previews = fit.preview(task)
+    if not as_json or dry_run:
+        _print_previews(previews, as_json)
+    if dry_run:
+        return
+    runs = fit.fit(task, progress=not as_json)
+    folder, comparison = record.write(task, runs, out)
+    report.write(folder, task, runs, comparison)
+    if as_json:
+        documents = [record.metrics_document(task, run) for run in runs]
+        _print_json({"run": folder, "results": documents})
+        return
+    _print_runs(runs, comparison)
+    typer.echo(f"\n{folder}  ({report.PAGE}, {record.METRICS_FILE}, {record.PREDICTIONS}, {record.HEAD}/)")
+
+
+def _prepared(parsed: Any, cache: Path, extract_missing: bool) -> Any:
+    """The task; features that are missing are extracted first where that was asked for."""
+    import embedcache as ec
+    from embedcache.errors import MissingFeaturesError
+    from heads import fit
+
+    while True:
+        try:
+            return fit.prepare(parsed, cache)
+        except MissingFeaturesError as missing:
+            if not extract_missing or missing.backbone is None:
+                raise
+            settings = ec.BackboneSettings(**missing.settings)
+            options = ec.Options(progress=True)
+            ec.extract(missing.dataset, backbones=[missing.backbone], cache=cache, settings=settings, options=options)
+
+
+def _print_previews(previews: Sequence[Preview], as_json: bool) -> None:
+    """What is about to be done, on stderr; as JSON on stdout."""
+    if as_json:
+        from dataclasses import asdict
+
+        _print_json([asdict(one) for one in previews])
+        return
+    first = previews[0]
+    samples = ", ".join(f"{count:,} {split}" for split, count in first.samples.items() if count)
+    _say(f"{samples} samples")
+    for reason, count in first.left_out.items():
+        _say(f"  {count:,} samples left out: {reason}")
+    for note in first.notes:
+        _say(f"  note: {note}")
+    for one in previews:
+        numbers = " + ".join(map(str, one.dims))
+        _say(f"{one.label} ({numbers} numbers): {_fits(one)}, at most about {_duration(one.seconds)}")
+
+
+def _fits(one: Preview) -> str:
+    if one.fits == 1:
+        return "1 fit"
+    return f"{one.points} candidates, {one.fits} fits"
+
+
+def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None) -> None:
+    from heads.report import percent, shown, signed
+
+    if comparison is not None:
+        metric = f"{comparison.split} {comparison.metric}"
+        table = _table("features", "dims", metric, "to the best", right=("dims", metric, "to the best"))
+        for row in comparison.rows:
+            table.add_row(row.label, str(row.dims), percent(row.score), signed(row.difference))
+        _show(table)
+        typer.echo(f"{comparison.samples:,} samples that all have; 95 % intervals, differences paired")
+        return
+    run = runs[0]
+    scored = {split: one for split, one in run.scored.items() if one.scores}
+    if run.search is not None:
+        best = ", ".join(f"{name} {value}" for name, value in run.parameters.items())
+        typer.echo(f"best of {len(run.search.rows)} candidates: {best}")
+    table = _table("score", *scored, right=tuple(scored))
+    for metric in next(iter(scored.values())).scores if scored else ():
+        table.add_row(metric, *(shown(metric, one.scores[metric]) for one in scored.values()))
+    _show(table)
+
+
+@app.command("ls")
+def list_cache(cache: CacheOption = Path("cache"), as_json: JsonOption = False) -> None:
+    """List data sets and feature files of a cache."""
+    from dataclasses import asdict
+
+    import embedcache as ec
+
+    opened = ec.open(cache)
+    lines = [one for name in opened for one in opened[name].summaries()]
+    if as_json:
+        _print_json([asdict(one) for one in lines])
+        return
+    if not lines:
+        typer.echo(f"{cache}: {', '.join(opened) or 'empty'}, no features yet")
+        return
+    numbers = ("dim", "rows", "failed", "size", "age")
+    for name in opened:
+        typer.echo(f"{name}: {_counts(opened[name].table.counts)}")
+        table = _table("backbone", "what", *numbers, "fingerprint", right=numbers)
+        for one in (line for line in lines if line.dataset == name):
+            mark = one.fingerprint if one.sealed else f"{one.done:.0%} done"
+            cells = (f"{one.dim}", f"{one.rows:,}", f"{one.failed:,}", _size(one.size), _duration(one.age))
+            table.add_row(one.name, one.modality, *cells, mark)
+        _show(table)
+        typer.echo()
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items())
+
+
+@app.command()
+def info(
+    name: Annotated[str, typer.Argument(help="A data set of the cache.")],
+    features: Annotated[str | None, typer.Option(help="One feature set: everything that is known of it.")] = None,
+    diff: Annotated[tuple[str, str] | None, typer.Option(help="Two feature sets: what differs between them.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="List failed items with their reasons.")] = False,
+    cache: CacheOption = Path("cache"),
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is known of a data set, or of one of its feature sets."""
+    import embedcache as ec
+
+    dataset = ec.open(cache)[name]
+    if diff is not None:
+        _print_difference(dataset, diff, as_json)
+    elif failed:
+        _print_failures(dataset, features, as_json)
+    elif features is not None:
+        file = dataset.find(features)
+        _print_json({"path": file.path, "fingerprint": file.fingerprint, "provenance": file.provenance, **file.record})
+    elif as_json:
+        from dataclasses import asdict
+
+        _print_json(asdict(dataset.record))
+    else:
+        _print_dataset(dataset)
+
+
+def _print_dataset(dataset: Any) -> None:
+    record = dataset.record
+    typer.echo(repr(dataset))
+    typer.echo(f"  read from {', '.join(record.sources)} by the adapter {record.adapter} on {record.read}")
+    splits = dataset.samples["split"].fillna("no split").value_counts(sort=False)
+    typer.echo("  " + ", ".join(f"{count:,} {split}" for split, count in splits.items()))
+    typer.echo(f"  targets: {', '.join(dataset.table.targets) or 'none'}")
+    for note in record.notes:
+        typer.echo(f"  note: {note}")
+
+
+def _print_difference(dataset: Any, pair: tuple[str, str], as_json: bool) -> None:
+    from embedcache.cache import difference
+
+    lines = difference(dataset.find(pair[0]), dataset.find(pair[1]))
+    if as_json:
+        _print_json(lines)
+    else:
+        typer.echo("\n".join(lines) or "The two mean the same.")
+
+
+def _print_failures(dataset: Any, features: str | None, as_json: bool) -> None:
+    from embedcache.cache import failures
+
+    found = failures(dataset, features)
+    if as_json:
+        _print_json(found)
+        return
+    for feature_set, items in found.items():
+        typer.echo(f"{feature_set}: {len(items):,} failed")
+        for item, reason in items.items():
+            typer.echo(f"  {item}: {reason}")
+
+
+@app.command()
+def verify(
+    name: Annotated[str | None, typer.Argument(help="A data set; default: all.")] = None,
+    cache: CacheOption = Path("cache"),
+    as_json: JsonOption = False,
+) -> None:
+    """Check every byte of the feature files against their digests and checksums; exit 1 where one is damaged."""
+    import embedcache as ec
+    from embedcache import cache as caches
+
+    opened = ec.open(cache)
+    found = {
+        path: bad for one in ([name] if name else list(opened)) for path, bad in caches.verify(opened[one]).items()
+    }
+    if as_json:
+        _print_json({str(path): bad for path, bad in found.items()})
+    else:
+        for path, bad in found.items():
+            typer.echo(f"{path}: {'; '.join(bad) or 'whole'}")
+    if any(found.values()):
+        raise typer.Exit(1)
+
+
+@app.command("rm")
+def remove(
+    name: Annotated[str, typer.Argument(help="A data set of the cache.")],
+    features: Annotated[str | None, typer.Option(help="One feature set; default: the whole data set.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    cache: CacheOption = Path("cache"),
+) -> None:
+    """Remove a feature set, or a data set with all its features; says what, and asks."""
+    import embedcache as ec
+    from embedcache import cache as caches
+
+    paths = caches.removable(ec.open(cache)[name], features)
+    for path in paths:
+        typer.echo(f"{path}{'/' if path.is_dir() else ''}")
+    if yes or typer.confirm("Remove?"):
+        caches.remove(paths)
+
+
+@app.command()
+def backbones(as_json: JsonOption = False) -> None:
+    """List the aliases of backbones."""
+    from dataclasses import asdict
+
+    from embedcache.backbones import ALIASES
+
+    if as_json:
+        _print_json({name: asdict(alias) for name, alias in ALIASES.items()})
+        return
+    table = _table("alias", "what", "dim", "M", "checkpoint", right=("dim", "M"))
+    for name, one in ALIASES.items():
+        checkpoint = "ships with embedcache" if one.checkpoint.startswith("/") else f"{one.family}:{one.checkpoint}"
+        table.add_row(name, one.modality, str(one.dim), f"{one.parameters:.3g}", checkpoint)
+    _show(table)
+    typer.echo("M: millions of parameters. Any other checkpoint: timm:NAME, hf:NAME, st:NAME, hf:./FOLDER.")
+
+
+@app.command()
+def datasets(as_json: JsonOption = False) -> None:
+    """List the data sets that can be read, and how they must lie on disk."""
+    from embedcache.datasets import LAYOUTS
+
+    if as_json:
+        _print_json(LAYOUTS)
+        return
+    table = _table("data set", "layout")
+    for name, layout in LAYOUTS.items():
+        table.add_row(name, layout)
+    _show(table)
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str], typer.Argument(help="Aliases or family:checkpoint.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+) -> None:
+    """Bring backbones' files to this machine, for use without a network."""
+    from embedcache.backbones import fetch as fetch_files
+
+    for name in names:
+        found = fetch_files(name, revision)
+        typer.echo(f"{name}: {found.folder}")
+
+
+@app.command("runs")
+def list_runs(out: OutOption = Path("runs"), as_json: JsonOption = False) -> None:
+    """List recorded runs, newest first."""
+    from heads.record import listed
+
+    rows = listed(out)
+    if as_json:
+        _print_json(rows)
+        return
+    table = _table("run", "features", "test accuracy", right=("test accuracy",))
+    for row in rows:
+        table.add_row(row["run"], row["features"], row["score"])
+    _show(table)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps everything.")] = Path("demo"),
+    species: Annotated[int, typer.Option(min=2, help="Species to draw.")] = 20,
+    images: Annotated[int, typer.Option(min=4, help="Images of each species.")] = 40,
+) -> None:
+    """Draw a data set of birds, extract it with two small backbones, and compare image, text and both."""
+    from embedcache.demo.birds import draw_cub
+
+    data, cache, out = folder / "data", folder / "cache", folder / "runs"
+    if not (data / "CUB_200_2011").exists():
+        _say(f"Drawing {species * images:,} birds of {species} species in {data} …")
+        draw_cub(data, species=species, images_per_species=images)
+    for command in (
+        f"extract --dataset cub --data {data} --backbone demo-image --backbone demo-text --cache {cache}",
+        "fit-head --features demo-image --features demo-text --features demo-image,demo-text"
+        f" --cache {cache} --out {out}",
+    ):
+        typer.echo(f"\n$ python cli.py {command}")
+        if code := app(shlex.split(command), standalone_mode=False):
+            raise typer.Exit(code)
+    typer.echo(f"\nThe report: {out / 'latest' / 'report.html'}")
+
+
+if __name__ == "__main__":
+    app()

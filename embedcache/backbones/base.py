@@ -1,0 +1,135 @@
+"""The seams between extraction and the families of backbones.
+
+A ``Backbone`` is a checkpoint found on disk: it knows its identity and has loaded nothing. ``load`` gives
+an ``Encoder``: frozen, in ``eval()``, on a device, items in, vectors out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy.typing as npt
+
+from embedcache.errors import ItemError, UsageError
+from embedcache.provenance import EncoderIdentity, FloatType, Modality
+
+if TYPE_CHECKING:
+    import torch
+
+POOLINGS = ("auto", "cls", "mean", "pooler", "pre-logits")
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """What a user may state about an encoder. Defaults are the checkpoint's own.
+
+    weights: a weight file in place of the checkpoint's. revision: branch, tag or commit on the hub.
+    pooling: one of POOLINGS. image_size: pixels, of a square input. value_range: (low, high) of the numbers in an
+    image that is not 8-bit; channels: which of them become red, green and blue (one: all three).
+    lowercase: lower-case texts first. prompt: put before every text. max_length: tokens.
+    """
+
+    weights: str | None = None
+    revision: str | None = None
+    pooling: str = "auto"
+    image_size: int | None = None
+    value_range: tuple[float, float] | None = None
+    channels: tuple[int, ...] | None = None
+    lowercase: bool = False
+    prompt: str = ""
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise UsageError(f"Unknown pooling {self.pooling!r}. Known: {', '.join(POOLINGS)}.")
+        for name in ("image_size", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be positive, got {value}.")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise UsageError(f"value_range must be (low, high) with low < high, got {self.value_range}.")
+        if self.channels is not None and len(self.channels) not in (1, 3):
+            raise UsageError(f"channels must name one or three channels, got {self.channels}.")
+
+    def stated(self) -> dict[str, Any]:
+        """The settings that are not defaults, as JSON."""
+        defaults = {item.name: item.default for item in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One item, ready to be put into a batch.
+
+    array: uint8 or float32 (channels, height, width) for an image, int64 (tokens,) for a text.
+    """
+
+    array: npt.NDArray[Any]
+    truncated: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens of a text; 1 for an image, as all images of a backbone are of one size."""
+        return len(self.array) if self.array.ndim == 1 else 1
+
+
+class Encoder(Protocol):
+    """A frozen encoder on its device."""
+
+    device: torch.device
+
+    def prepare(self, payloads: Sequence[bytes]) -> list[Prepared | ItemError]:
+        """Items' bytes to arrays, on worker threads. A bad item gives its ItemError and stops no other."""
+
+    def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
+        """Vectors (n, dim) on the device, without gradients; the caller copies them back."""
+
+    def cast(self, dtype: FloatType) -> None:
+        """Compute in ``dtype`` from now on."""
+
+
+class Backbone(Protocol):
+    """A checkpoint on this machine: identified, not loaded.
+
+    name: as users name it (``vit-large``, ``timm:resnet50``). record: names and versions worth keeping
+    that cannot change a number (hub name, commit).
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def modality(self) -> Modality: ...
+
+    @property
+    def settings(self) -> BackboneSettings: ...
+
+    @property
+    def identity(self) -> EncoderIdentity: ...
+
+    @property
+    def record(self) -> Mapping[str, Any]: ...
+
+    def load(self, device: str) -> Encoder:
+        """Read the weights in float32 onto ``device``, frozen and in ``eval()``."""
+
+
+@dataclass(frozen=True)
+class Alias:
+    """One line of the table of backbones.
+
+    checkpoint: name on the Hugging Face hub. dim: numbers in a vector (informative: the value that counts
+    comes from a forward pass). parameters: millions.
+    """
+
+    family: str
+    checkpoint: str
+    modality: Modality
+    dim: int
+    parameters: float
+    licence: str
+    input: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    used_by: str = ""

@@ -1,0 +1,130 @@
+"""sentence-transformers models: their own modules (transformer, pooling, normalisation) as one encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedcache.backbones import checkpoints
+from embedcache.backbones.base import BackboneSettings
+from embedcache.backbones.hf_family import NEUTRAL_CONFIG, quiet_progress, tokenizer_digests
+from embedcache.errors import CheckpointError, UsageError
+from embedcache.provenance import EncoderIdentity, Modality
+
+if TYPE_CHECKING:
+    import torch
+
+    from embedcache.backbones.encoders import TextEncoder
+
+
+@dataclass(frozen=True)
+class StBackbone:
+    """A sentence-transformers folder. Pooling is its own; the settings cannot change it."""
+
+    name: str
+    settings: BackboneSettings
+    folder: Path
+    checkpoint: str
+    commit: str | None
+    modality: Modality = "text"
+
+    @cached_property
+    def modules(self) -> list[dict[str, Any]]:
+        """``modules.json``: the modules in order, each with its type and folder."""
+        listed: list[dict[str, Any]] = json.loads((self.folder / "modules.json").read_text(encoding="utf-8"))
+        return listed
+
+    @cached_property
+    def identity(self) -> EncoderIdentity:
+        """Reads every module's configuration and digests every module's weights."""
+        return EncoderIdentity(
+            modality="text",
+            family="st",
+            weights=checkpoints.digest_tensors(self._tensors()),
+            architecture={module["path"] or ".": self._configuration(module) for module in self.modules},
+            pooling="modules",
+            preprocessing={
+                "tokenizer": tokenizer_digests(self._first_folder()),
+                "lowercase": self.settings.lowercase,
+                "prompt": self.settings.prompt,
+                "max_length": self.max_length,
+            },
+        )
+
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens: the settings', or the checkpoint's own."""
+        own = self._first_folder() / "sentence_bert_config.json"
+        stated = json.loads(own.read_text(encoding="utf-8")).get("max_seq_length") if own.exists() else None
+        return int(self.settings.max_length or stated or 512)
+
+    def _first_folder(self) -> Path:
+        return self.folder / str(self.modules[0]["path"])
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = {}
+        for module in self.modules:
+            folder = self.folder / str(module["path"])
+            if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
+                part = checkpoints.read_tensors(checkpoints.weight_files(folder))
+                tensors |= {f"{module['path']}/{name}": tensor for name, tensor in part.items()}
+        return tensors
+
+    def _configuration(self, module: Mapping[str, Any]) -> dict[str, Any]:
+        path = self.folder / str(module["path"]) / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        kept = {key: value for key, value in config.items() if key not in NEUTRAL_CONFIG}
+        return {"type": str(module["type"]).rsplit(".", 1)[-1], **kept}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Names that cannot change a number."""
+        return {"checkpoint": f"st:{self.checkpoint}", "commit": self.commit}
+
+    def load(self, device: str) -> TextEncoder:
+        """The modules in float32; ``encode``'s own steps, batched by extraction's engine."""
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        from embedcache.backbones.encoders import TextEncoder
+
+        try:
+            with quiet_progress():
+                model = SentenceTransformer(
+                    str(self.folder), device=device, local_files_only=True, model_kwargs={"dtype": torch.float32}
+                )
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{self.name}: sentence-transformers cannot load it: {error}") from error
+
+        def vectors(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            output = model({"input_ids": ids, "attention_mask": mask})
+            embedding: torch.Tensor = output["sentence_embedding"]
+            return embedding.float()
+
+        return TextEncoder(
+            model,
+            model.tokenizer,
+            vectors,
+            device,
+            max_length=self.max_length,
+            lowercase=self.settings.lowercase,
+            prompt=self.settings.prompt,
+        )
+
+
+def resolve(name: str, checkpoint: str, settings: BackboneSettings) -> StBackbone:
+    """A sentence-transformers backbone by hub name or local folder."""
+    if settings.pooling != "auto":
+        raise UsageError(f"{name}: sentence-transformers models bring their own pooling; leave --pooling out.")
+    if settings.weights is not None:
+        raise UsageError(f"{name}: --weights is not for sentence-transformers; give a folder: st:./FOLDER.")
+    found = checkpoints.find(checkpoint, settings.revision, name)
+    if not (found.folder / "modules.json").is_file():
+        raise CheckpointError(
+            f"{found.folder} has no modules.json: it is no sentence-transformers checkpoint. Try hf:{checkpoint}."
+        )
+    return StBackbone(name, settings, found.folder, found.name, found.commit)

@@ -1,0 +1,80 @@
+"""The table of data-set adapters. A new data set is one file with an adapter and one line here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from embedcache.datasets.base import Dataset, read_image
+from embedcache.datasets.cub import Cub
+from embedcache.datasets.folder import Folder
+from embedcache.datasets.table import Table
+from embedcache.errors import DataNotFoundError, UsageError, unknown_name
+
+__all__ = ["ADAPTERS", "Dataset", "discover", "open_dataset", "read_image"]
+
+ADAPTERS: Final[Mapping[str, Any]] = {"cub": Cub, "folder": Folder, "table": Table}
+
+LAYOUTS: Final = {
+    "cub": "CUB_200_2011/images.txt, image_class_labels.txt, train_test_split.txt; text_c10/ beside it",
+    "folder": "images: flat, class/image or split/class/image",
+    "table": "CSV, TSV, JSON lines or Parquet with columns for text, image, label (never guessed)",
+}
+
+
+def open_dataset(adapter: str, data: Sequence[Path], options: Mapping[str, Any] | None = None) -> Dataset:
+    """The data set that ``adapter`` finds in ``data``. options: the adapter's own; None means not stated.
+
+    Raises UsageError for an option that the adapter does not have.
+    """
+    if adapter not in ADAPTERS:
+        raise unknown_name("data set", adapter, ADAPTERS)
+    kind = ADAPTERS[adapter]
+    stated = {name: value for name, value in (options or {}).items() if value not in (None, (), [])}
+    known = _options(kind)
+    if unknown := sorted(set(stated) - known):
+        raise UsageError(
+            f"The data set {adapter!r} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}."
+        )
+    if adapter != "table" and len(data) != 1:
+        raise UsageError(f"The data set {adapter!r} takes one data folder, got {len(data)}.")
+    opened: Dataset = kind.open(*data, **stated)
+    return opened
+
+
+def _options(kind: Any) -> set[str]:
+    """Names of an adapter's own options."""
+    from dataclasses import fields
+
+    from embedcache.datasets.table import Columns
+
+    if kind is Table:
+        return {"images", *(item.name for item in fields(Columns))}
+    return set(inspect.signature(kind.open).parameters) - {"data"}
+
+
+def discover(data: Path) -> list[Dataset]:
+    """Every data set in a published layout in or below ``data``, then labelled folders of images."""
+    if not data.is_dir():
+        raise DataNotFoundError(f"There is no data folder {data}. {how_to_bring_data()}")
+    found: list[Dataset] = []
+    claimed: set[Path] = set()
+    if (root := Cub.find(data)) is not None:
+        cub = Cub.open(data)
+        found.append(cub)
+        claimed |= {root, *([cub.captions] if cub.captions else [])}
+    found += [Folder.open(root) for root in Folder.find(data) if not claimed & {root, *root.iterdir()}]
+    if not found:
+        raise DataNotFoundError(f"No data set was found in {data}. {how_to_bring_data()}")
+    return found
+
+
+def how_to_bring_data() -> str:
+    """What to do where no data set was found."""
+    layouts = "; ".join(f"{name}: {layout}" for name, layout in LAYOUTS.items())
+    return (
+        f"Put one there, say where it is with --data, or name one with --dataset ({layouts}). "
+        "To try everything without data: python cli.py demo."
+    )

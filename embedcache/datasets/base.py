@@ -1,0 +1,85 @@
+"""What an adapter is, and how items are read from a data folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Protocol
+
+from embedcache.errors import DataNotFoundError, ItemError
+from embedcache.samples import SampleTable
+
+IMAGE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2",
+    ".avif",
+})  # fmt: skip
+MAX_IMAGE_BYTES = 512 << 20
+
+
+class Dataset(Protocol):
+    """A data set on disk. An adapter is a frozen dataclass whose fields are its settings.
+
+    adapter: its name in the table. root: the folder that image ids are relative to.
+    """
+
+    adapter: ClassVar[str]
+
+    @property
+    def default_name(self) -> str:
+        """The data set's name in the cache where none is given."""
+
+    @property
+    def image_folder(self) -> Path:
+        """Image items are paths below this folder."""
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files or folders that were given; for the record."""
+
+    def settings(self) -> dict[str, Any]:
+        """What decides how it is read, as JSON: remembered beside the sample table."""
+
+    def read(self) -> SampleTable:
+        """Read samples and items; opens no image."""
+
+
+def read_image(folder: Path, item: str) -> bytes:
+    """The bytes of an image item. Raises ItemError with a reason, also for a path that leaves the folder."""
+    relative = PurePosixPath(item)
+    if relative.is_absolute() or ".." in relative.parts or "\0" in item:
+        raise ItemError("its path leaves the data folder")
+    path = folder / relative
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_IMAGE_BYTES:
+                raise ItemError(f"the file has {size:,} bytes; more than {MAX_IMAGE_BYTES:,} are not read")
+            return file.read()
+    except FileNotFoundError as error:
+        raise ItemError("the file is missing") from error
+    except OSError as error:
+        raise ItemError(f"the file cannot be read: {error.strerror}") from error
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name has an image's ending and is not hidden."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def walk_images(folder: Path) -> list[str]:
+    """Paths of all images below ``folder``, relative, with forward slashes, sorted."""
+    found: list[str] = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = Path(parent).relative_to(folder).as_posix()
+        prefix = "" if relative == "." else f"{relative}/"
+        found += [prefix + name for name in files if is_image(name)]
+    return sorted(found)
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Numbered non-empty lines of a text file; bytes that are not UTF-8 become replacement characters."""
+    if not path.is_file():
+        raise DataNotFoundError(f"There is no file {path}.")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]

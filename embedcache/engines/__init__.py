@@ -1,0 +1,1 @@
+"""Where forward passes run. ``local`` is one process for one device."""

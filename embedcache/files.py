@@ -1,0 +1,129 @@
+"""The few things that must be true of files: reserved, synced, replaced in one step, locked."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from embedcache.errors import EmbedCacheError, LockedError
+
+
+class DiskFullError(EmbedCacheError, OSError):
+    """The disk cannot hold the file that is about to be written; nothing was written."""
+
+
+def sync_data(fd: int) -> None:
+    """Flush a file's bytes to the disk (``fdatasync``, or ``fsync`` where there is none)."""
+    getattr(os, "fdatasync", os.fsync)(fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def reserve(fd: int, size: int, path: Path) -> None:
+    """Reserve ``size`` bytes for ``fd`` now, so that a full disk is an error before any work.
+
+    Where the system or the file system has no ``posix_fallocate``, zeros are written over the part
+    that has no bytes yet: slower, the same promise.
+    """
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+        else:
+            _write_zeros(fd, size)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            _write_zeros(fd, size)
+            return
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DiskFullError(
+            f"No room for {path}: it needs {size:,} bytes. Nothing was written; free some space "
+            "or choose another folder with --cache."
+        ) from error
+
+
+def _write_zeros(fd: int, size: int) -> None:
+    """Rewrite every page of holes with zeros; bytes that are there already are kept."""
+    step = 1 << 20
+    for start in range(0, size, step):
+        length = min(step, size - start)
+        kept = os.pread(fd, length, start)
+        write_at(fd, kept + bytes(length - len(kept)), start)
+
+
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """``pwrite`` all of ``data``: a short write goes on, an error is raised."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def read_at(fd: int, length: int, offset: int) -> bytes:
+    """``pread`` exactly ``length`` bytes, or as many as the file has."""
+    parts: list[bytes] = []
+    while length:
+        part = os.pread(fd, min(length, 1 << 26), offset)
+        if not part:
+            break
+        parts.append(part)
+        length, offset = length - len(part), offset + len(part)
+    return b"".join(parts)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside ``path`` to write to; on success it is synced and takes ``path``'s place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        yield beside
+        fd = os.open(beside, os.O_RDWR)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(beside, path)
+        sync_folder(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write ``document`` to ``path`` as indented UTF-8 JSON, in one step."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock beside ``path``. It dies with its process, so a crash never leaves one behind.
+
+    Raises LockedError at once where another process holds it and ``wait`` is false.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout as error:
+        raise LockedError(
+            f"Another process is writing {path}. Wait for it to end, or run again with --wait."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

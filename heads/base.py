@@ -1,0 +1,45 @@
+"""What a kind of head is: how it is built, what of its parameters matters, how it is made fit to save."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from embedcache.errors import unknown_name
+
+
+class Head(Protocol):
+    """A kind of head. One file each, one line in the table of ``heads``."""
+
+    name: str
+
+    def parameters(self) -> set[str]:
+        """Names that ``fixed`` and ``grid`` may set."""
+
+    def build(self, parameters: Mapping[str, Any], seed: int) -> Any:
+        """An unfitted scikit-learn estimator."""
+
+    def canonical(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters that have an effect, defaults filled in: candidates that agree are fitted once."""
+
+    def passes(self, parameters: Mapping[str, Any]) -> int:
+        """Passes over the training rows that a fit makes at most; for the estimate of time."""
+
+    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
+        """The same estimator for one pass: its time times ``passes`` is the estimate."""
+
+    def slim(self, estimator: Any) -> Any:
+        """The fitted estimator without what only training needed, safe to save without pickle."""
+
+
+def constructor_parameters(kind: type) -> dict[str, Any]:
+    """A scikit-learn estimator's parameters and defaults."""
+    signature = inspect.signature(kind.__init__)  # type: ignore[misc]
+    return {name: item.default for name, item in signature.parameters.items() if name != "self"}
+
+
+def check_parameters(head: Head, names: set[str]) -> None:
+    """Raise UnknownNameError for a parameter that the head does not have."""
+    for name in sorted(names - head.parameters()):
+        raise unknown_name(f"parameter of the head {head.name!r}:", name, head.parameters())

@@ -1,0 +1,187 @@
+"""The schema of a grid file, and how names, files and ``--set`` become one configuration."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from embedcache.errors import DataNotFoundError, UsageError
+from embedcache.view import Captions
+
+GRIDS = Path(__file__).parent / "grids"
+FeatureName = str | dict[str, Any]
+Step = str | dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Folds(_Strict):
+    """Cross-validation on the training rows: stratified, rows of one group together."""
+
+    folds: int = Field(5, ge=2)
+    seed: int = 0
+
+
+class Selection(_Strict):
+    """What of a data set a head looks at; chosen when a head is fitted, never at extraction.
+
+    filter: column of the sample table to the value or values to keep. limit: that many samples, seeded,
+    stratified by class and nested.
+    """
+
+    target: str | None = None
+    captions: Captions = "mean"
+    filter: dict[str, Any] = Field(default_factory=dict)
+    limit: int | None = Field(None, ge=1)
+    seed: int = 0
+
+
+class HeadConfig(_Strict):
+    """One head or one search over heads.
+
+    features: sets to compare, each a list of feature sets to fuse; None is everything that the cache holds, fused.
+    transform: steps for the fused matrix, or steps by feature set. validation, test: shares that are carved out where
+    the data set publishes none (test only where it publishes no split at all).
+    """
+
+    head: str = "logistic"
+    dataset: str | None = None
+    features: list[list[FeatureName]] | None = None
+    fusion: Literal["concat"] = "concat"
+    transform: list[Step] | dict[str, list[Step]] = ["standardize"]
+    fixed: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, list[Any]] | list[dict[str, list[Any]]] = Field(default_factory=dict)
+    cv: Folds | None = None
+    search: Literal["grid"] = "grid"
+    score: str = "accuracy"
+    select: Selection = Field(default_factory=Selection)
+    validation: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.2, gt=0, lt=1)
+    seed: int = 0
+    jobs: int | None = Field(None, ge=1)
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _read_features(cls, value: Any) -> Any:
+        return None if value is None else feature_sets(value)
+
+    @field_validator("fixed", "grid", "cv", "select", mode="before")
+    @classmethod
+    def _read_empty(cls, value: Any, info: Any) -> Any:
+        return {} if value is None and info.field_name != "cv" else value
+
+    @model_validator(mode="after")
+    def _refuse_overlap(self) -> HeadConfig:
+        grids = self.grid if isinstance(self.grid, list) else [self.grid]
+        if both := sorted(set(self.fixed).intersection(*[set().union(*grids)])):
+            raise ValueError(f"{', '.join(both)} stands under both 'fixed' and 'grid'")
+        return self
+
+    @property
+    def searches(self) -> bool:
+        """Whether there is more than one candidate to try."""
+        return bool(self.grid)
+
+
+def feature_sets(value: Any) -> list[list[FeatureName]]:
+    """Inner lists fuse, outer lists compare: a flat list is one set, ``"a,b"`` is ``a`` fused with ``b``."""
+    if isinstance(value, str | Mapping):
+        return [_fused(value)]
+    if not isinstance(value, Sequence) or not value:
+        raise ValueError("expected names of feature sets")
+    if any(isinstance(item, list | tuple) for item in value):
+        return [[name for part in _listed(item) for name in _fused(part)] for item in value]
+    return [[name for item in value for name in _fused(item)]]
+
+
+def _listed(item: Any) -> list[Any]:
+    return list(item) if isinstance(item, list | tuple) else [item]
+
+
+def _fused(item: Any) -> list[FeatureName]:
+    if isinstance(item, Mapping):
+        return [dict(item)]
+    names = [name.strip() for name in str(item).split(",")]
+    if not all(names):
+        raise ValueError(f"{item!r} has an empty name between its commas")
+    return list(names)
+
+
+def find_grid(name: str) -> Path:
+    """A grid file by path, or by name among the ready ones. Raises DataNotFoundError with the ready names."""
+    for candidate in (Path(name), GRIDS / name, GRIDS / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    ready = ", ".join(sorted(path.name for path in GRIDS.glob("*.yaml")))
+    raise DataNotFoundError(f"There is no grid file {name} here, nor among the ready ones ({ready}).")
+
+
+def read_grid(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; tags and anything but plain data are refused."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UsageError(f"{path} holds a {type(document).__name__}; a grid file is a mapping of keys.")
+    return {str(key): value for key, value in document.items()}
+
+
+def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """The document with ``key.inner=value`` assignments put in; values are read as YAML."""
+    result = dict(document)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path.strip():
+            raise UsageError(f"--set takes key=value, got {assignment!r}.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {assignment!r}: the value is not plain YAML.") from error
+        _put(result, path.strip().split("."), value, assignment)
+    return result
+
+
+def _put(target: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
+    for key in path[:-1]:
+        inner = target.get(key)
+        if inner is not None and not isinstance(inner, dict):
+            raise UsageError(f"--set {assignment!r}: {key!r} holds a value, not keys.")
+        target[key] = dict(inner or {})
+        target = target[key]
+    target[path[-1]] = value
+
+
+def parse(document: Mapping[str, Any], where: str = "the configuration") -> HeadConfig:
+    """A checked configuration. Raises UsageError that names each wrong key with the nearest known one."""
+    try:
+        return HeadConfig.model_validate(dict(document))
+    except ValidationError as error:
+        reasons = "; ".join(_reason(item) for item in error.errors())
+        raise UsageError(f"{where}: {reasons}.") from error
+
+
+def _reason(item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        message = str(item["msg"]).removeprefix("Value error, ")
+        return f"{path}: {message}, got {item['input']!r}" if path else message
+    known = _known_keys(item["loc"][:-1])
+    near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown key {path!r}.{hint} Known: {', '.join(sorted(known))}"
+
+
+def _known_keys(path: Sequence[Any]) -> list[str]:
+    nested: dict[str, type[BaseModel]] = {"cv": Folds, "select": Selection}
+    model = nested.get(str(path[0]), HeadConfig) if path else HeadConfig
+    return list(model.model_fields)

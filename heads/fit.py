@@ -1,0 +1,366 @@
+"""Fit heads: the one path from a configuration and a cache to scored, recorded runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedcache.cache import CachedDataset, open_cache
+from embedcache.errors import UsageError, unknown_name
+from embedcache.samples import META_PREFIX, TARGET_PREFIX, combined, nested_subset
+from embedcache.view import Features, shared_groups, target_name
+from heads import head_named
+from heads.base import Head, check_parameters
+from heads.config import HeadConfig, Selection
+from heads.grid import Candidates, SearchResult, candidates, estimate_seconds, search
+from heads.metrics import Interval, scores
+from heads.saved import FittedHead, bindings
+from heads.splits import Rows, Splits, folds, make_splits
+from heads.transforms import build
+
+SCORED_SPLITS = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A split's samples with their probabilities, and the scores.
+
+    ids: (n,). truth: codes (n,). probabilities: (n, classes). scores: metric to interval; empty without truth.
+    """
+
+    ids: npt.NDArray[np.object_]
+    truth: Rows
+    probabilities: npt.NDArray[np.float64]
+    scores: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
+class FittedRun:
+    """One head fitted on one choice of features, and all that is worth keeping of it."""
+
+    features: Features
+    head: FittedHead
+    parameters: Mapping[str, Any]
+    scored: Mapping[str, Scored]
+    counts: Mapping[str, int]
+    search: SearchResult | None
+    splitter: str | None
+    notes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def label(self) -> str:
+        """The feature sets, as the tables name them."""
+        return " + ".join(self.features.names)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a configuration will do. fits: trainings, the final one included; seconds: about how long."""
+
+    label: str
+    samples: Mapping[str, int]
+    dims: tuple[int, ...]
+    points: int
+    fits: int
+    seconds: float
+    left_out: Mapping[str, int]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A configuration made ready on a cache: what ``fit`` runs and ``preview`` describes.
+
+    base: the samples that all feature sets have, without vectors. codes: class of each, -1 without a target.
+    """
+
+    config: HeadConfig
+    dataset: CachedDataset
+    head: Head
+    sets: tuple[Features, ...]
+    base: Features
+    target: str
+    classes: tuple[Any, ...]
+    codes: Rows
+    splits: Splits
+    found: Candidates
+    jobs: int
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def folded(self) -> bool:
+        """Whether candidates are scored by cross-validation."""
+        return self.config.cv is not None
+
+
+def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
+    """Open features, make the selection and the splits; fits nothing.
+
+    Raises MissingFeaturesError with the command that extracts what is missing, UsageError for what cannot be.
+    """
+    head = head_named(config.head)
+    check_parameters(head, set(config.fixed))
+    _check_score(config.score)
+    opened = open_cache(cache)
+    dataset = opened[config.dataset] if config.dataset else opened.only()
+    sets = _feature_sets(dataset, config)
+    base, left_out = _common(dataset, sets, config.select)
+    target = target_name(dataset.table, config.select.target)
+    classes, codes = _codes(base, target)
+    groups = shared_groups(base)
+    splits = make_splits(
+        base, codes, groups, validation=None if config.cv else config.validation, test=config.test, seed=config.seed
+    )
+    found = candidates(head, config.fixed, config.grid)
+    return Task(
+        config, dataset, head, sets, base, target, classes, codes, splits, found, config.jobs or _cores(), left_out
+    )
+
+
+def _cores() -> int:
+    import joblib
+
+    return int(joblib.cpu_count())
+
+
+def _check_score(name: str) -> None:
+    from sklearn.metrics import get_scorer_names
+
+    if name not in get_scorer_names():
+        raise unknown_name("score", name, get_scorer_names())
+
+
+def _feature_sets(dataset: CachedDataset, config: HeadConfig) -> tuple[Features, ...]:
+    if config.features is None:
+        return (dataset.features(captions=config.select.captions),)
+    return tuple(dataset.features(*names, captions=config.select.captions) for names in config.features)
+
+
+def _common(dataset: CachedDataset, sets: Sequence[Features], selection: Selection) -> tuple[Features, dict[str, int]]:
+    """The selected samples that all sets have, and how many were left out by reason."""
+    rows = np.unique(sets[0].sample_rows)
+    left_out: dict[str, int] = {}
+    for one in sets:
+        rows = np.intersect1d(rows, one.sample_rows)
+        for reason, count in one.left_out.items():
+            left_out[reason] = max(count, left_out.get(reason, 0))
+    rows = _filtered(dataset, rows, selection.filter)
+    if selection.limit is not None and selection.limit < len(rows):
+        base = Features(dataset.table, (), rows, "mean", {})
+        labels = base.target(selection.target) if dataset.table.targets else None
+        rows = rows[nested_subset(labels, len(rows), selection.limit, selection.seed)]
+    if not len(rows):
+        raise UsageError(f"No sample of {dataset.name} is left: {left_out or 'the filter keeps none'}.")
+    return Features(dataset.table, (), rows, "mean", {}), left_out
+
+
+def _filtered(dataset: CachedDataset, rows: Rows, wanted: Mapping[str, Any]) -> Rows:
+    """Samples whose columns have one of the wanted values."""
+    samples = dataset.table.samples
+    for name, value in wanted.items():
+        column = next((c for c in (name, META_PREFIX + name, TARGET_PREFIX + name) if c in samples.column_names), None)
+        if column is None:
+            raise unknown_name("column in 'filter':", name, samples.column_names)
+        values = combined(samples[column]).take(pa.array(rows))
+        try:
+            keep = pc.is_in(values, value_set=pa.array(value if isinstance(value, list) else [value], values.type))
+        except (pa.ArrowException, TypeError) as error:
+            raise UsageError(f"'filter': {name} is {values.type}, and cannot be {value!r}.") from error
+        rows = rows[np.asarray(keep)]
+    return rows
+
+
+def _codes(base: Features, target: str) -> tuple[tuple[Any, ...], Rows]:
+    """Sorted classes and the code of each sample, -1 without a target."""
+    labels = base.target(target)
+    labelled = np.array([label is not None for label in labels])
+    if any(isinstance(label, list) for label in labels[labelled][:100]):
+        raise UsageError(f"The target {target!r} has several labels per sample; this head takes one.")
+    if not labelled.any():
+        raise UsageError(f"No sample that has all features has a target {target!r}.")
+    classes, inverse = np.unique(labels[labelled], return_inverse=True)
+    if len(classes) < 2:
+        raise UsageError(f"The target {target!r} has one class only, {classes[0]!r}: there is nothing to learn.")
+    codes = np.full(len(labels), -1, np.int64)
+    codes[labelled] = inverse
+    return tuple(classes.tolist()), codes
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """One choice of features with its matrix; unit rows by split."""
+
+    features: Features
+    x: npt.NDArray[np.float32]
+    codes: Rows
+    groups: Rows
+    base_row: Rows
+    rows: Mapping[str, Rows]
+
+
+def _ready(task: Task, features: Features) -> _Ready:
+    """Units of the common samples, in the order of the base; units of one sample share its split."""
+    place = np.full(task.dataset.table.samples.num_rows, -1, np.int64)
+    place[task.base.sample_rows] = np.arange(len(task.base))
+    features = features.take(place[features.sample_rows] >= 0)
+    base_row = place[features.sample_rows]
+    of_split = np.full(len(task.base), "", object)
+    for name in ("train", "validation", "test"):
+        of_split[getattr(task.splits, name)] = name
+    rows = {name: np.flatnonzero(of_split[base_row] == name) for name in ("train", "validation", "test")}
+    x = features.matrix(np.float32)
+    return _Ready(features, x, task.codes[base_row], shared_groups(features), base_row, rows)
+
+
+def preview(task: Task) -> list[Preview]:
+    """What ``fit`` will do for each choice of features, timed on a few rows."""
+    return [_preview(task, _ready(task, features)) for features in task.sets]
+
+
+def _preview(task: Task, ready: _Ready) -> Preview:
+    fits = _n_fits(task)
+    train = ready.rows["train"]
+    parameters = [{**task.config.fixed, **task.found.points[index]} for index in task.found.unique]
+    seconds = estimate_seconds(
+        task.head,
+        parameters,
+        ready.x[train],
+        ready.codes[train],
+        fits,
+        len(train),
+        min(task.jobs, max(1, fits - 1)),
+        task.config.seed,
+    )
+    samples = {name: len(getattr(task.splits, name)) for name in ("train", "validation", "test")}
+    return Preview(
+        " + ".join(ready.features.names),
+        samples,
+        ready.features.dims,
+        len(task.found.points),
+        fits,
+        seconds,
+        task.left_out,
+        task.splits.notes,
+    )
+
+
+def _n_fits(task: Task) -> int:
+    """Trainings: unique candidates times folds (or once on the validation split), and the final one."""
+    if not task.config.searches:
+        return 1
+    per_candidate = task.config.cv.folds if task.config.cv else 1
+    return len(task.found.unique) * per_candidate + 1
+
+
+def fit(task: Task, *, progress: bool = False) -> list[FittedRun]:
+    """Fit and score one head per choice of features, on the same samples and splits."""
+    return [_fit_one(task, _ready(task, features), progress) for features in task.sets]
+
+
+def _fit_one(task: Task, ready: _Ready, progress: bool) -> FittedRun:
+    began = time.perf_counter()
+    steps = build(task.config.transform, ready.features.names, ready.features.dims, task.config.seed)
+    found, splitter = _search(task, ready, steps, progress) if task.config.searches else (None, None)
+    point = task.found.points[found.best] if found is not None else {}
+    parameters = {**task.config.fixed, **point}
+    estimator = _final(task, ready, steps, parameters)
+    head = FittedHead(
+        task.head.name,
+        task.dataset.name,
+        task.target,
+        task.classes,
+        bindings(ready.features),
+        task.config.select.captions,
+        estimator,
+    )
+    scored = {name: _scored(task, ready, head, name) for name in SCORED_SPLITS if len(ready.rows[name])}
+    unlabelled = _unlabelled(task, ready)
+    if len(unlabelled):
+        scored["unlabelled"] = _averaged(task, ready, head, unlabelled)
+    counts = {name: len(getattr(task.splits, name)) for name in ("train", *SCORED_SPLITS)}
+    notes = (*task.splits.notes, *_convergence(found))
+    return FittedRun(
+        ready.features, head, parameters, scored, counts, found, splitter, notes, time.perf_counter() - began
+    )
+
+
+def _convergence(found: SearchResult | None) -> list[str]:
+    if found is None or not found.unconverged:
+        return []
+    return [f"{found.unconverged} fits of the search ended at max_iter before they converged"]
+
+
+def _search(task: Task, ready: _Ready, steps: list[tuple[str, Any]], progress: bool) -> tuple[SearchResult, str]:
+    """Score every candidate on folds of the training rows, or on the validation split."""
+    train = ready.rows["train"]
+    if task.config.cv is not None:
+        x, codes = ready.x[train], ready.codes[train]
+        parts, splitter = folds(codes, ready.groups[train], task.config.cv.folds, task.config.cv.seed)
+    else:
+        both = np.concatenate([train, ready.rows["validation"]])
+        x, codes = ready.x[both], ready.codes[both]
+        parts = [(np.arange(len(train)), np.arange(len(train), len(both)))]
+        splitter = "the validation split"
+    found = search(
+        task.head,
+        task.found,
+        task.config.fixed,
+        steps,
+        x,
+        codes,
+        parts,
+        task.config.score,
+        seed=task.config.seed,
+        jobs=task.jobs,
+        progress=progress,
+    )
+    return found, splitter
+
+
+def _final(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any]) -> Any:
+    """The chosen candidate, fitted on all training rows and made fit to save."""
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.pipeline import Pipeline
+
+    pipeline = Pipeline([*steps, ("head", task.head.build(parameters, task.config.seed))])
+    train = ready.rows["train"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        try:
+            pipeline.fit(ready.x[train], ready.codes[train])
+        except ValueError as error:
+            raise UsageError(f"scikit-learn cannot fit the head {task.head.name!r}: {error}") from error
+    task.head.slim(pipeline[-1])
+    return pipeline
+
+
+def _unlabelled(task: Task, ready: _Ready) -> Rows:
+    """Units of samples without a target: predicted, never scored."""
+    return np.flatnonzero(task.codes[ready.base_row] < 0)
+
+
+def _averaged(task: Task, ready: _Ready, head: FittedHead, rows: Rows) -> Scored:
+    """Probabilities per sample: where a sample has several units (captions), their mean."""
+    probabilities = head.predict_proba(ready.x[rows])
+    samples, inverse = np.unique(ready.base_row[rows], return_inverse=True)
+    mean = np.zeros((len(samples), probabilities.shape[1]))
+    np.add.at(mean, inverse, probabilities)
+    mean /= np.bincount(inverse)[:, None]
+    return Scored(task.base.ids[samples], task.codes[samples], mean, {})
+
+
+def _scored(task: Task, ready: _Ready, head: FittedHead, split: str) -> Scored:
+    found = _averaged(task, ready, head, ready.rows[split])
+    return replace(found, scores=scores(found.truth, found.probabilities, task.config.seed))

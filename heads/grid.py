@@ -1,0 +1,234 @@
+"""Search over candidates, with scikit-learn's semantics.
+
+Folds, scores, means, ranks and the choice of the best are those of ``GridSearchCV``. Two things are done once
+instead of many times: a fold's transforms are fitted once for all candidates, and candidates that differ only in
+parameters without effect are fitted once.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import EmbedCacheError
+from embedcache.provenance import canonical_json
+from heads.base import Head, check_parameters
+
+Rows = npt.NDArray[np.int64]
+Matrix = npt.NDArray[np.float32]
+PROBE_ROWS = 1000
+PROBED = 8
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The points of a grid. unique: which of them are fitted; same_as: for each point the index in ``unique``."""
+
+    points: tuple[dict[str, Any], ...]
+    unique: tuple[int, ...]
+    same_as: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """rows: one per point, the columns of scikit-learn's ``cv_results_``. best: index of the best point."""
+
+    rows: tuple[dict[str, Any], ...]
+    best: int
+    seconds: float
+    unconverged: int
+
+
+def candidates(head: Head, fixed: Mapping[str, Any], grid: Any) -> Candidates:
+    """Every point of the grid, in ``ParameterGrid``'s order, with repetitions found."""
+    from sklearn.model_selection import ParameterGrid
+
+    grids = grid if isinstance(grid, list) else [grid]
+    check_parameters(head, {*fixed, *(name for one in grids for name in one)})
+    points = tuple(dict(point) for point in ParameterGrid([dict(one) for one in grids]))
+    first: dict[str, int] = {}
+    unique: list[int] = []
+    same_as: list[int] = []
+    for index, point in enumerate(points):
+        key = canonical_json(_plain(head.canonical({**fixed, **point})))
+        if key not in first:
+            first[key] = len(unique)
+            unique.append(index)
+        same_as.append(first[key])
+    return Candidates(points, tuple(unique), tuple(same_as))
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, int | float | str | bool | type(None)) else repr(value)
+        for name, value in parameters.items()
+    }
+
+
+def estimate_seconds(
+    head: Head,
+    parameters: Sequence[Mapping[str, Any]],
+    x: Matrix,
+    codes: Rows,
+    fits: int,
+    rows: int,
+    jobs: int,
+    seed: int,
+) -> float:
+    """About how long ``fits`` fits on ``rows`` rows take: some candidates are fitted for one pass on a few rows."""
+    probed = list(parameters)[:: max(1, len(parameters) // PROBED)][:PROBED]
+    chosen = np.random.default_rng(seed).permutation(len(codes))[:PROBE_ROWS]
+    seconds = 0.0
+    for one in probed:
+        began = time.perf_counter()
+        _fit(head.brief(one, seed), x[chosen], codes[chosen])
+        seconds += (time.perf_counter() - began) * head.passes(one)
+    return seconds / len(probed) / len(chosen) * rows * fits / jobs
+
+
+def search(
+    head: Head,
+    found: Candidates,
+    fixed: Mapping[str, Any],
+    transform: Sequence[tuple[str, Any]],
+    x: Matrix,
+    codes: Rows,
+    folds: Sequence[tuple[Rows, Rows]],
+    score: str,
+    *,
+    seed: int,
+    jobs: int,
+    progress: bool,
+) -> SearchResult:
+    """Fit every unique candidate on every fold. x: float32 (n, dims) of the training rows; codes: int64 (n,).
+
+    Raises EmbedCacheError where not one candidate could be fitted.
+    """
+    from joblib import delayed
+
+    began = time.perf_counter()
+    parameters = [{**fixed, **found.points[index]} for index in found.unique]
+    outcomes: list[list[_Outcome]] = []
+    threads = max(1, jobs // min(jobs, len(parameters)))
+    with _bar(len(parameters) * len(folds), progress) as bar, _parallel(jobs, threads) as parallel:
+        for fold in _transformed(transform, x, codes, folds):
+            calls = (delayed(_fit_and_score)(head.build(one, seed), fold, score) for one in parameters)
+            row = []
+            for outcome in parallel(calls):
+                row.append(outcome)
+                bar.update()
+            outcomes.append(row)
+    rows = _rows(found, fixed, outcomes)
+    if not any(np.isfinite(row["mean_test_score"]) for row in rows):
+        raise EmbedCacheError(f"Not one candidate could be fitted: {outcomes[0][0].error}")
+    best = min(range(len(rows)), key=lambda index: rows[index]["rank_test_score"])
+    unconverged = sum(outcome.unconverged for row in outcomes for outcome in row)
+    return SearchResult(tuple(rows), best, time.perf_counter() - began, unconverged)
+
+
+@dataclass(frozen=True)
+class _Fold:
+    x_train: Matrix
+    y_train: Rows
+    x_test: Matrix
+    y_test: Rows
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    score: float
+    fit_seconds: float
+    score_seconds: float
+    unconverged: bool
+    error: str = ""
+
+
+def _transformed(
+    transform: Sequence[tuple[str, Any]], x: Matrix, codes: Rows, folds: Sequence[tuple[Rows, Rows]]
+) -> Iterator[_Fold]:
+    """Each fold with its transforms fitted on its training rows; one fold in memory at a time."""
+    from sklearn.base import clone
+    from sklearn.pipeline import Pipeline
+
+    for train, held in folds:
+        if transform:
+            pipeline = clone(Pipeline(list(transform)))
+            x_train, x_test = pipeline.fit_transform(x[train], codes[train]), pipeline.transform(x[held])
+        else:
+            x_train, x_test = x[train], x[held]
+        yield _Fold(x_train, codes[train], x_test, codes[held])
+
+
+def _fit(estimator: Any, x: Matrix, codes: Rows) -> bool:
+    """Fit; whether the iterations ran out before convergence, which a short search does on purpose."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        estimator.fit(x, codes)
+    return any(issubclass(item.category, ConvergenceWarning) for item in caught)
+
+
+def _fit_and_score(estimator: Any, fold: _Fold, score: str) -> _Outcome:
+    """One candidate on one fold; a candidate that cannot be fitted scores NaN, as in scikit-learn."""
+    from sklearn.metrics import get_scorer
+
+    began = time.perf_counter()
+    try:
+        unconverged = _fit(estimator, fold.x_train, fold.y_train)
+    except (ValueError, FloatingPointError, np.linalg.LinAlgError) as error:
+        return _Outcome(float("nan"), time.perf_counter() - began, 0.0, False, str(error))
+    fitted = time.perf_counter()
+    value = float(get_scorer(score)(estimator, fold.x_test, fold.y_test))
+    return _Outcome(value, fitted - began, time.perf_counter() - fitted, unconverged)
+
+
+@contextmanager
+def _parallel(jobs: int, threads: int) -> Iterator[Any]:
+    """Worker processes that stay for the whole search, each with its share of the cores."""
+    from joblib import Parallel, parallel_config
+
+    with (
+        parallel_config(backend="loky", inner_max_num_threads=threads),
+        Parallel(n_jobs=jobs, return_as="generator") as parallel,
+    ):
+        yield parallel
+
+
+def _bar(total: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=" fits", desc="search", disable=not progress, dynamic_ncols=True)
+
+
+def _rows(found: Candidates, fixed: Mapping[str, Any], outcomes: Sequence[Sequence[_Outcome]]) -> list[dict[str, Any]]:
+    """``cv_results_`` by rows, every point of the grid included."""
+    from scipy.stats import rankdata
+
+    scores = np.array([[outcome.score for outcome in row] for row in outcomes])
+    means = scores.mean(0)[list(found.same_as)]
+    worst_first = np.where(np.isnan(means), -np.inf, means)
+    ranks = rankdata(-worst_first, method="min").astype(int)
+    rows = []
+    for index, point in enumerate(found.points):
+        unique = found.same_as[index]
+        own = [row[unique] for row in outcomes]
+        row = {f"param_{name}": value for name, value in point.items()}
+        row |= {f"split{fold}_test_score": outcome.score for fold, outcome in enumerate(own)}
+        row |= {
+            "mean_test_score": float(means[index]),
+            "std_test_score": float(scores[:, unique].std()),
+            "rank_test_score": int(ranks[index]),
+            "mean_fit_time": float(np.mean([outcome.fit_seconds for outcome in own])),
+            "mean_score_time": float(np.mean([outcome.score_seconds for outcome in own])),
+            "same_fit_as": "" if found.unique[unique] == index else f"candidate {found.unique[unique]}",
+        }
+        rows.append(row)
+    return rows

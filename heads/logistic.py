@@ -1,0 +1,49 @@
+"""Logistic regression: scikit-learn's ``LogisticRegression``, by its own parameter names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from heads.base import constructor_parameters
+
+DEFAULTS = {"max_iter": 1000}
+PROBE_ITERATIONS = 10
+
+
+class Logistic:
+    """Multinomial logistic regression, L-BFGS, ``max_iter`` 1000 unless stated."""
+
+    name = "logistic"
+
+    def parameters(self) -> set[str]:
+        """scikit-learn's own names but ``random_state``, which the configuration's ``seed`` sets."""
+        return set(_defaults()) - {"random_state"}
+
+    def build(self, parameters: Mapping[str, Any], seed: int) -> Any:
+        """An unfitted ``LogisticRegression``."""
+        from sklearn.linear_model import LogisticRegression
+
+        return LogisticRegression(**{**DEFAULTS, **parameters}, random_state=seed)
+
+    def canonical(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Every parameter has an effect."""
+        return {**_defaults(), **DEFAULTS, **parameters}
+
+    def passes(self, parameters: Mapping[str, Any]) -> int:
+        """Iterations that L-BFGS rarely passes on standardized features, in units of the probe's."""
+        return max(1, min(int(self.canonical(parameters)["max_iter"]), 200) // PROBE_ITERATIONS)
+
+    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
+        """A fit of ten iterations."""
+        return self.build({**parameters, "max_iter": PROBE_ITERATIONS}, seed)
+
+    def slim(self, estimator: Any) -> Any:
+        """Nothing to drop."""
+        return estimator
+
+
+def _defaults() -> dict[str, Any]:
+    from sklearn.linear_model import LogisticRegression
+
+    return constructor_parameters(LogisticRegression)

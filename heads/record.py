@@ -1,0 +1,250 @@
+"""What a run leaves behind: a folder with its configuration, scores, predictions and fitted head."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from embedcache.errors import DataNotFoundError
+from embedcache.files import replacing, write_json
+from embedcache.samples import write_parquet
+from heads.config import HeadConfig
+from heads.fit import FittedRun, Scored, Task
+from heads.metrics import METRICS, Interval, bootstrap, interval, rank_of_truth
+
+TOP = 5
+CONFIG, METRICS_FILE, CV_RESULTS, PREDICTIONS, HEAD = (
+    "config.yaml",
+    "metrics.json",
+    "cv_results.csv",
+    "predictions.parquet",
+    "head",
+)
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One choice of features in a comparison. difference: score less the best's, paired on the same samples."""
+
+    label: str
+    dims: int
+    score: Interval
+    difference: Interval | None
+    folder: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Choices of features on the same samples, best first."""
+
+    split: str
+    metric: str
+    samples: int
+    rows: tuple[ComparisonRow, ...]
+
+
+def new_folder(out: Path, task: Task) -> Path:
+    """A fresh folder ``<time>-<data set>-<head>`` below ``out``."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{task.dataset.name}-{task.config.head}"
+    number = 1
+    while True:
+        folder = out / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            continue
+        return folder
+
+
+def write(task: Task, runs: Sequence[FittedRun], out: Path) -> tuple[Path, Comparison | None]:
+    """Record fitted runs below ``out``: one folder, with a folder per choice of features where there are several."""
+    folder = new_folder(out, task)
+    write_config(folder, task.config)
+    if len(runs) == 1:
+        write_run(folder, task, runs[0])
+        comparison = None
+    else:
+        folders = [f"{index:02d}-{_slug(run.label)}" for index, run in enumerate(runs, 1)]
+        for run, name in zip(runs, folders, strict=True):
+            write_run(folder / name, task, run)
+            write_config(folder / name, task.config.model_copy(update={"features": [list(_names(run))]}))
+        comparison = compare(task, runs, folders)
+        if comparison is not None:
+            write_json(folder / "comparison.json", asdict(comparison))
+    _point_latest(out, folder)
+    return folder, comparison
+
+
+def _names(run: FittedRun) -> list[str]:
+    return [f"{one.name}@{one.file.fingerprint}" for one in run.features.sets]
+
+
+def _slug(label: str) -> str:
+    return "".join(char if char.isalnum() or char in "-_" else "-" for char in label)[:60].strip("-")
+
+
+def _point_latest(out: Path, folder: Path) -> None:
+    """``latest`` names the newest run: a link where the file system has them."""
+    latest = out / "latest"
+    beside = out / f".latest.{os.getpid()}"
+    try:
+        beside.symlink_to(folder.name)
+        os.replace(beside, latest)
+    except OSError:
+        beside.unlink(missing_ok=True)
+
+
+def write_config(folder: Path, config: HeadConfig) -> None:
+    """The resolved configuration, as a grid file that repeats the run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = config.model_dump(mode="json", exclude_none=True)
+    with replacing(folder / CONFIG) as beside:
+        beside.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def write_run(folder: Path, task: Task, run: FittedRun) -> None:
+    """All files of one fitted head."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / METRICS_FILE, metrics_document(task, run))
+    if run.search is not None:
+        _write_rows(folder / CV_RESULTS, run.search.rows)
+    write_parquet(folder / PREDICTIONS, predictions(run))
+    run.head.save(folder / HEAD)
+
+
+def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
+    """``metrics.json``: scores with intervals, and what they are scores of."""
+    return {
+        "dataset": task.dataset.name,
+        "target": task.target,
+        "features": [asdict(one) for one in run.head.features],
+        "captions": run.head.captions,
+        "head": run.head.head,
+        "parameters": _plain(run.parameters),
+        "classes": len(run.head.classes),
+        "samples": dict(run.counts),
+        "left_out": dict(task.left_out),
+        "scores": {
+            split: {name: asdict(score) for name, score in scored.scores.items()}
+            for split, scored in run.scored.items()
+            if scored.scores
+        },
+        "search": _search_document(run, task),
+        "notes": list(run.notes),
+        "seconds": round(run.seconds, 3),
+    }
+
+
+def _search_document(run: FittedRun, task: Task) -> dict[str, Any] | None:
+    if run.search is None:
+        return None
+    best = run.search.rows[run.search.best]
+    return {
+        "candidates": len(task.found.points),
+        "fitted": len(task.found.unique),
+        "splitter": run.splitter,
+        "score": task.config.score,
+        "best_mean_test_score": best["mean_test_score"],
+        "best_std_test_score": best["std_test_score"],
+        "seconds": round(run.search.seconds, 3),
+    }
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def predictions(run: FittedRun) -> pa.Table:
+    """One row per scored or unlabelled sample: the five most probable classes, and the rank of the truth."""
+    tables = [_prediction_rows(run, split, scored) for split, scored in run.scored.items()]
+    return pa.concat_tables(tables) if tables else pa.table({})
+
+
+def _prediction_rows(run: FittedRun, split: str, scored: Scored) -> pa.Table:
+    names = np.array([str(label) for label in run.head.classes], object)
+    top = np.argsort(-scored.probabilities, axis=1, kind="stable")[:, :TOP]
+    known = scored.truth >= 0
+    ranks = np.zeros(len(scored.truth), np.int64)
+    if known.any():
+        ranks[known] = rank_of_truth(scored.truth[known], scored.probabilities[known])
+    return pa.table({
+        "id": pa.array(scored.ids, pa.string()),
+        "split": pa.repeat(pa.scalar(split), len(scored.ids)),
+        "truth": pa.array(names[scored.truth], pa.string(), mask=~known),
+        "predicted": pa.array(names[top[:, 0]], pa.string()),
+        "top_classes": pa.array([list(row) for row in names[top]], pa.list_(pa.string())),
+        "top_probabilities": pa.array(list(np.take_along_axis(scored.probabilities, top, 1)), pa.list_(pa.float64())),
+        "rank_of_truth": pa.array(ranks, pa.int64(), mask=~known),
+    })  # fmt: skip
+
+
+def compare(task: Task, runs: Sequence[FittedRun], folders: Sequence[str]) -> Comparison | None:
+    """Best first by accuracy on the test split (validation where there is none), with paired differences."""
+    split = next((name for name in ("test", "validation") if all(name in run.scored for run in runs)), None)
+    if split is None:
+        return None
+    metric = "accuracy"
+    scored = [run.scored[split] for run in runs]
+    draws = [bootstrap(one.truth, one.probabilities, task.config.seed)[metric] for one in scored]
+    values = [METRICS[metric](one.truth, one.probabilities) for one in scored]
+    order = sorted(range(len(runs)), key=lambda index: -values[index])
+    best = order[0]
+    rows = tuple(
+        ComparisonRow(
+            runs[index].label,
+            sum(runs[index].features.dims),
+            interval(values[index], draws[index]),
+            None if index == best else interval(values[index] - values[best], draws[index] - draws[best]),
+            folders[index],
+        )
+        for index in order
+    )
+    return Comparison(split, metric, len(scored[0].truth), rows)
+
+
+def resolve_run(run: str | Path, out: Path = Path("runs")) -> Path:
+    """A run's folder, by path or by name below ``out``. Raises DataNotFoundError."""
+    for candidate in (Path(run), out / str(run)):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    raise DataNotFoundError(f"There is no run {run}: expected a folder with {CONFIG}.")
+
+
+def listed(out: Path) -> list[dict[str, Any]]:
+    """Recorded runs below ``out``, newest first: name, features and test accuracy of each."""
+    rows = []
+    for folder in sorted(
+        (path.parent for path in out.glob(f"*/{CONFIG}") if path.parent.name != "latest"), reverse=True
+    ):
+        for file in sorted([*folder.glob(METRICS_FILE), *folder.glob(f"*/{METRICS_FILE}")]):
+            found = read_metrics(file.parent)
+            score = found["scores"].get("test", {}).get("accuracy")
+            shown = f"{100 * score['value']:.1f} %" if score else "-"
+            names = " + ".join(one["name"] for one in found["features"])
+            rows.append({"run": file.parent.relative_to(out).as_posix(), "features": names, "score": shown})
+    return rows
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """``metrics.json`` of a run."""
+    found: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    return found

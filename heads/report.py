@@ -1,0 +1,205 @@
+"""One HTML page for a run: scores, comparison, search and confusion. Every text that it shows is escaped."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.files import replacing
+from heads.fit import FittedRun, Scored, Task
+from heads.metrics import Interval, confusion
+from heads.record import Comparison
+
+PAGE: Final = "report.html"
+_SHOWN_CLASSES: Final = 30
+_SHOWN_POINTS: Final = 20
+_STYLE: Final = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1d2433}
+h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2rem}p.sub{color:#5b6478;margin-top:0}
+table{border-collapse:collapse;margin:.5rem 0;font-variant-numeric:tabular-nums}
+th,td{padding:.3rem .8rem;text-align:right;border-bottom:1px solid #e3e7ef}
+th:first-child,td:first-child{text-align:left}th{color:#5b6478;font-weight:600}
+tr.best td{background:#eef6f0}img{max-width:100%}ul{padding-left:1.2rem}code{background:#f2f4f8;padding:0 .2rem}
+"""
+
+
+def percent(score: Interval) -> str:
+    """``82.0 % (74.0 to 89.0)``."""
+    return f"{100 * score.value:.1f} % ({100 * score.low:.1f} to {100 * score.high:.1f})"
+
+
+def shown(metric: str, score: Interval) -> str:
+    """A score as people read it: shares in per cent, losses in nats."""
+    if metric == "log_loss":
+        return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+    return percent(score)
+
+
+def signed(difference: Interval | None) -> str:
+    """A difference in percentage points with its interval; the best has none."""
+    if difference is None:
+        return "best"
+    return f"{100 * difference.value:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
+
+
+def write(folder: Path, task: Task, runs: Sequence[FittedRun], comparison: Comparison | None) -> Path:
+    """Write ``report.html`` into a run's folder."""
+    title = f"{task.dataset.name}: {task.config.head}"
+    parts = [f"<h1>{_text(title)}</h1>", f"<p class=sub>target {_text(task.target)}, {len(task.classes)} classes</p>"]
+    if comparison is not None:
+        parts += _comparison(comparison)
+    for run in runs:
+        parts += _run(run)
+    page = _document(title, "\n".join(parts))
+    with replacing(folder / PAGE) as beside:
+        beside.write_text(page, encoding="utf-8")
+    return folder / PAGE
+
+
+def _document(title: str, body: str) -> str:
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{_text(title)}</title>"
+        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style><body>\n{body}\n</body></html>\n"
+    )
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], best: int | None = None) -> str:
+    cells = "".join(f"<th>{_text(name)}</th>" for name in head)
+    lines = [
+        f"<tr{' class=best' if index == best else ''}>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
+        for index, row in enumerate(rows)
+    ]
+    return f"<table><tr>{cells}</tr>{''.join(lines)}</table>"
+
+
+def _comparison(found: Comparison) -> list[str]:
+    rows = [(row.label, row.dims, percent(row.score), signed(row.difference)) for row in found.rows]
+    head = ("features", "dims", f"{found.split} {found.metric}", "difference to the best")
+    return [
+        "<h2>Comparison</h2>",
+        _table(head, rows, best=0),
+        f"<p class=sub>{found.samples:,} samples that all feature sets have; 95 % bootstrap intervals, "
+        "differences paired on the same samples.</p>",
+        _picture(_comparison_plot(found)),
+    ]
+
+
+def _run(run: FittedRun) -> list[str]:
+    parts = [f"<h2>{_text(run.label)}</h2>"]
+    scored = {split: one for split, one in run.scored.items() if one.scores}
+    if scored:
+        metrics = list(next(iter(scored.values())).scores)
+        rows = [(metric, *(shown(metric, one.scores[metric]) for one in scored.values())) for metric in metrics]
+        head = ("score", *(f"{split} ({len(one.truth):,})" for split, one in scored.items()))
+        parts.append(_table(head, rows))
+    facts = [
+        *(f"{count:,} samples in {split}" for split, count in run.counts.items() if count),
+        f"parameters: {_pairs(run.parameters) or 'defaults'}",
+        *(f"{one.name}: {one.dim} numbers, fingerprint {one.fingerprint}" for one in run.head.features),
+        *run.notes,
+    ]
+    parts.append("<ul>" + "".join(f"<li>{_text(fact)}</li>" for fact in facts) + "</ul>")
+    if run.search is not None:
+        parts += _search_table(run)
+    last = scored.get("test") or scored.get("validation")
+    if last is not None:
+        parts.append(_picture(_confusion_plot(run, last)))
+    return parts
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _search_table(run: FittedRun) -> list[str]:
+    assert run.search is not None
+    order = sorted(run.search.rows, key=lambda row: row["rank_test_score"])
+    names = [name for name in order[0] if name.startswith("param_")]
+    rows = [
+        (
+            row["rank_test_score"],
+            *(row[name] for name in names),
+            f"{row['mean_test_score']:.4f} ± {row['std_test_score']:.4f}",
+            f"{row['mean_fit_time']:.2f} s",
+        )
+        for row in order[:_SHOWN_POINTS]
+    ]
+    more = len(order) - len(rows)
+    head = ("rank", *(name.removeprefix("param_") for name in names), "mean score", "fit")
+    rest = f"<p class=sub>{more} more in cv_results.csv</p>" if more > 0 else ""
+    return [f"<h3>Search ({_text(run.splitter)})</h3>", _table(head, rows, best=0), rest]
+
+
+def _comparison_plot(found: Comparison) -> Any:
+    figure, axes = _figure(7.0, 0.8 + 0.45 * len(found.rows))
+    rows = found.rows[::-1]
+    values = np.array([row.score.value for row in rows]) * 100
+    low = values - np.array([row.score.low for row in rows]) * 100
+    high = np.array([row.score.high for row in rows]) * 100 - values
+    axes.errorbar(values, np.arange(len(rows)), xerr=[low, high], fmt="o", color="#2f6f4f", capsize=3)
+    axes.set_yticks(np.arange(len(rows)), [_plain(row.label) for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel(f"{found.split} {found.metric}, %")
+    axes.grid(axis="x", color="#e3e7ef")
+    return figure
+
+
+def _confusion_plot(run: FittedRun, scored: Scored) -> Any:
+    counts = confusion(scored.truth, scored.probabilities.argmax(1), len(run.head.classes))
+    kept = _most_confused(counts)
+    part = counts[np.ix_(kept, kept)]
+    side = 2.2 + 0.26 * len(kept)
+    figure, axes = _figure(side, side)
+    shares = part / np.maximum(counts.sum(1)[kept, None], 1)
+    axes.imshow(shares, cmap="Greens", vmin=0, vmax=1)
+    names = [_plain(run.head.classes[code]) for code in kept]
+    axes.set_xticks(np.arange(len(kept)), names, rotation=90)
+    axes.set_yticks(np.arange(len(kept)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("truth")
+    if len(kept) <= 15:
+        for row, column in np.argwhere(part > 0):
+            colour = "white" if shares[row, column] > 0.5 else "#1d2433"
+            axes.text(column, row, str(part[row, column]), ha="center", va="center", fontsize=8, color=colour)
+    if len(kept) < len(counts):
+        axes.set_title(f"the {len(kept)} most confused of {len(counts)} classes", fontsize=10)
+    return figure
+
+
+def _most_confused(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The classes with the most errors, in class order; all where there are few."""
+    if len(counts) <= _SHOWN_CLASSES:
+        return np.arange(len(counts))
+    errors = counts.sum(0) + counts.sum(1) - 2 * np.diagonal(counts)
+    return np.sort(np.argsort(-errors, kind="stable")[:_SHOWN_CLASSES])
+
+
+def _plain(label: Any) -> str:
+    """A label for a plot: short, and never read as mathematics."""
+    text = str(label).replace("$", r"\$")
+    return text if len(text) <= 28 else text[:27] + "…"
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of its own, without pyplot's global state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _picture(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return f'<p><img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></p>'

@@ -1,0 +1,116 @@
+"""A fitted head: what it predicts, what it was fitted on, and how it is kept without pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import DamagedFileError, EmbedCacheError, UsageError
+from embedcache.files import replacing, write_json
+from embedcache.view import Features
+
+FORMAT: Final = 1
+_ESTIMATOR, _HEAD = "estimator.skops", "head.json"
+
+
+@dataclass(frozen=True)
+class FeatureBinding:
+    """A feature set that a head was fitted on. fingerprint: what its numbers mean."""
+
+    name: str
+    modality: str
+    dim: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A fitted pipeline of transforms and estimator, and what it is bound to.
+
+    classes: labels by code. estimator: a scikit-learn pipeline fitted on codes.
+    """
+
+    head: str
+    dataset: str
+    target: str
+    classes: tuple[Any, ...]
+    features: tuple[FeatureBinding, ...]
+    captions: str
+    estimator: Any
+
+    def predict_proba(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Probabilities (n, classes) of features (n, sum of dims); a class that training lacked gets zero."""
+        found = self.estimator.predict_proba(np.asarray(x, np.float32))
+        full = np.zeros((len(found), len(self.classes)))
+        full[:, self.estimator.classes_] = found
+        return full
+
+    def predict(self, x: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
+        """Labels (n,) of features (n, sum of dims)."""
+        labels = np.empty(len(self.classes), object)
+        labels[:] = self.classes
+        return np.asarray(labels[self.predict_proba(x).argmax(1)])
+
+    def check(self, features: Features) -> None:
+        """Raise UsageError unless these are the features that the head was fitted on, by fingerprint."""
+        own = [(one.name, one.fingerprint) for one in self.features]
+        given = list(features.fingerprints.items())
+        if [mark for _, mark in own] != [mark for _, mark in given]:
+            raise UsageError(
+                f"The head was fitted on {_listed(own)} and is given {_listed(given)}: those are other numbers. "
+                "Extract with the same settings, or fit a head on these."
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write the head. Raises EmbedCacheError where it holds a type that is not safe to load."""
+        import skops.io
+
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / _ESTIMATOR) as beside:
+            skops.io.dump(self.estimator, beside)
+            if unsafe := skops.io.get_untrusted_types(file=beside):
+                raise EmbedCacheError(f"The head {self.head!r} holds types that are not safe to load: {unsafe}.")
+        document = {
+            "format": FORMAT,
+            **{key: value for key, value in asdict_shallow(self).items() if key != "estimator"},
+        }
+        write_json(folder / _HEAD, document)
+
+    @classmethod
+    def load(cls, folder: Path) -> FittedHead:
+        """Read what ``save`` wrote; no type outside skops' own trusted ones is ever made."""
+        import skops.io
+        from skops.io.exceptions import UntrustedTypesFoundException
+
+        try:
+            document = json.loads((folder / _HEAD).read_text(encoding="utf-8"))
+            if document.pop("format") != FORMAT:
+                raise DamagedFileError(f"{folder} holds a head of another format; this release reads {FORMAT}.")
+            estimator = skops.io.load(folder / _ESTIMATOR, trusted=[])
+            document["features"] = tuple(FeatureBinding(**one) for one in document["features"])
+            document["classes"] = tuple(document["classes"])
+            return cls(**document, estimator=estimator)
+        except UntrustedTypesFoundException as error:
+            raise DamagedFileError(f"{folder} holds types that are not safe to load; it is refused. {error}") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedFileError(f"{folder} holds no head that can be read: {error}") from error
+
+
+def asdict_shallow(head: FittedHead) -> dict[str, Any]:
+    """The head's fields, its bindings as plain mappings."""
+    return {**vars(head), "features": [asdict(one) for one in head.features], "classes": list(head.classes)}
+
+
+def bindings(features: Features) -> tuple[FeatureBinding, ...]:
+    """What a head that is fitted on ``features`` is bound to."""
+    return tuple(FeatureBinding(one.name, one.modality, one.dim, one.file.fingerprint) for one in features.sets)
+
+
+def _listed(pairs: Sequence[tuple[str, str]]) -> str:
+    return " + ".join(f"{name}@{mark}" for name, mark in pairs) or "nothing"

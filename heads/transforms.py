@@ -1,0 +1,59 @@
+"""Transforms of features, fitted on training rows only: for the fused matrix, or for each feature set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from embedcache.errors import UsageError, unknown_name
+
+TRANSFORMS: Final = {
+    "standardize": "zero mean and unit variance of each number",
+    "l2": "each row to unit length",
+    "pca": "principal components; 'pca: 128' keeps that many, 'pca: 0.95' that share of the variance",
+}
+
+Step = str | Mapping[str, Any]
+
+
+def build(
+    transform: Sequence[Step] | Mapping[str, Sequence[Step]], names: Sequence[str], dims: Sequence[int], seed: int
+) -> list[tuple[str, Any]]:
+    """Unfitted scikit-learn steps for a matrix of feature sets side by side."""
+    if not isinstance(transform, Mapping):
+        return [_step(step, index, seed) for index, step in enumerate(transform)]
+    from sklearn.compose import ColumnTransformer
+    from sklearn.pipeline import make_pipeline
+
+    for name in transform:
+        if name not in names:
+            raise unknown_name("feature set in 'transform':", name, names)
+    columns, start = [], 0
+    for name, dim in zip(names, dims, strict=True):
+        steps = [made for _, made in (_step(step, 0, seed) for step in transform.get(name, ()))]
+        columns.append((name, make_pipeline(*steps) if steps else "passthrough", list(range(start, start + dim))))
+        start += dim
+    return [("0_by_feature_set", ColumnTransformer(columns))]
+
+
+def _step(step: Step, index: int, seed: int) -> tuple[str, Any]:
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import Normalizer, StandardScaler
+
+    name, argument = (step, None) if isinstance(step, str) else _single(step)
+    label = f"{index}_{name}"
+    if name not in TRANSFORMS:
+        raise unknown_name("transform", name, TRANSFORMS)
+    if argument is not None and name != "pca":
+        raise UsageError(f"The transform {name!r} takes no argument, got {argument!r}.")
+    if name == "standardize":
+        return label, StandardScaler()
+    if name == "l2":
+        return label, Normalizer()
+    return label, PCA(n_components=argument, random_state=seed)
+
+
+def _single(step: Mapping[str, Any]) -> tuple[str, Any]:
+    if len(step) != 1:
+        raise UsageError(f"A transform is a name or one 'name: argument', got {dict(step)}.")
+    return next((str(name), argument) for name, argument in step.items())
