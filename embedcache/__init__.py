@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from embedcache.backbones.base import BackboneSettings
     from embedcache.cache import Cache
     from embedcache.cache import open_cache as open
-    from embedcache.extraction import Extraction, Options, extract
+    from embedcache.extraction import Extraction, extract
+    from embedcache.options import Options
 
 __version__ = "0.1.0"
 __all__ = ["BackboneSettings", "Cache", "Extraction", "Options", "extract", "open"]
@@ -21,7 +22,7 @@ _WHERE = {
     "Cache": ("embedcache.cache", "Cache"),
     "open": ("embedcache.cache", "open_cache"),
     "Extraction": ("embedcache.extraction", "Extraction"),
-    "Options": ("embedcache.extraction", "Options"),
+    "Options": ("embedcache.options", "Options"),
     "extract": ("embedcache.extraction", "extract"),
 }
 

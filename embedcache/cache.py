@@ -15,8 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedcache.catalog import DatasetFolder, DatasetRecord, dataset_folders, failures_path, read_failures
+from embedcache.catalog import DatasetFolder, DatasetRecord, dataset_folders
 from embedcache.errors import DamagedFileError, DataNotFoundError, MissingFeaturesError, UsageError, unknown_name
+from embedcache.failures import failures_path, read_failures
 from embedcache.provenance import differences
 from embedcache.samples import SampleTable
 from embedcache.store import PARTIAL_SUFFIX, PENDING, FeatureFile

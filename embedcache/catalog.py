@@ -102,21 +102,3 @@ def dataset_folders(cache: Path) -> Iterator[DatasetFolder]:
     """The data sets of a cache, sorted by name."""
     for record in sorted(cache.glob(f"*/{RECORD}")):
         yield DatasetFolder(cache, record.parent.name)
-
-
-def failures_path(feature_path: Path) -> Path:
-    """Where the failed items of a feature file are listed."""
-    return feature_path.with_suffix(".failed.jsonl")
-
-
-def read_failures(path: Path) -> dict[str, str]:
-    """Failed items of a feature file with their reasons; a line that was cut off by a crash is passed over."""
-    found: dict[str, str] = {}
-    listed = failures_path(path)
-    for line in listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []:
-        try:
-            entry = json.loads(line)
-            found[str(entry["id"])] = str(entry["reason"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found

@@ -17,6 +17,9 @@ __all__ = ["ADAPTERS", "Dataset", "discover", "open_dataset", "read_image"]
 
 ADAPTERS: Final[Mapping[str, Any]] = {"cub": Cub, "folder": Folder, "table": Table}
 
+LOCATIONS: Final = frozenset({"captions", "images"})
+"""Options that say where something lies: they are forgotten where the data are said to lie elsewhere."""
+
 LAYOUTS: Final = {
     "cub": "CUB_200_2011/images.txt, image_class_labels.txt, train_test_split.txt; text_c10/ beside it",
     "folder": "images: flat, class/image or split/class/image",

@@ -64,12 +64,12 @@ class Cub:
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """The folder of the index, and the captions'."""
-        return (self.root, self.captions) if self.captions else (self.root,)
+        """The folder of the index."""
+        return (self.root,)
 
     def settings(self) -> dict[str, Any]:
-        """Whether captions are read; where they lie is no part of what they say."""
-        return {"captions": self.captions is not None}
+        """Where the captions are, if there are any."""
+        return {"captions": str(self.captions) if self.captions else None}
 
     def read(self) -> SampleTable:
         """All images of the index: label, published split, captions."""

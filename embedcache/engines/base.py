@@ -38,6 +38,13 @@ class Encoded:
     truncated: int
 
 
+Advance = Callable[[int], None]
+
+
+def ignore(count: int) -> None:
+    """Take no note of progress."""
+
+
 class Engine(Protocol):
     """Runs an encoder over blocks, in order."""
 
@@ -45,8 +52,11 @@ class Engine(Protocol):
     def summary(self) -> Mapping[str, object]:
         """What it ran on and how: device, batch size, workers; for the record."""
 
-    def encode(self, works: Iterable[Work]) -> Iterator[Encoded]:
-        """Encode block after block; looks at the next ``Work`` while one is on the device."""
+    def encode(self, works: Iterable[Work], advance: Advance = ignore) -> Iterator[Encoded]:
+        """Encode block after block; looks at the next ``Work`` while one is on the device.
+
+        advance: called with the number of items that are done with, batch by batch.
+        """
 
 
 def chunked(items: Sequence[int] | npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:

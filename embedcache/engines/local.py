@@ -19,7 +19,7 @@ import torch
 import xxhash
 
 from embedcache.backbones.base import Encoder, Prepared
-from embedcache.engines.base import Encoded, Work, chunked
+from embedcache.engines.base import Advance, Encoded, Work, chunked, ignore
 from embedcache.errors import ItemError
 
 READ_CHUNK = {"image": 8, "text": 1024}
@@ -97,11 +97,11 @@ class LocalEngine:
         """Device, batch size and threads."""
         return {"device": str(self.encoder.device), "batch_size": self.batch.size, "workers": self.workers}
 
-    def encode(self, works: Iterable[Work]) -> Iterator[Encoded]:
+    def encode(self, works: Iterable[Work], advance: Advance = ignore) -> Iterator[Encoded]:
         """Encode block after block, in order."""
         with ThreadPoolExecutor(self.workers, thread_name_prefix="prepare") as pool:
             for ready in self._prepared(works, pool):
-                yield self._encoded(ready)
+                yield self._encoded(ready, advance)
 
     def _prepared(self, works: Iterable[Work], pool: ThreadPoolExecutor) -> Iterator[_Ready]:
         """Prepared blocks; as many as ``_ahead`` are in the making at any time."""
@@ -129,11 +129,12 @@ class LocalEngine:
         prepared = iter(self.encoder.prepare(payloads) if payloads else [])
         return [failures.get(position) or next(prepared) for position in range(len(rows))], content
 
-    def _encoded(self, ready: _Ready) -> Encoded:
+    def _encoded(self, ready: _Ready, advance: Advance) -> Encoded:
         failures = {index: str(item) for index, item in enumerate(ready.items) if isinstance(item, ItemError)}
         good = [index for index in range(len(ready.items)) if index not in failures]
         order = sorted(good, key=lambda index: -ready.items[index].length)  # type: ignore[union-attr]
-        found = self._forward_all([ready.items[index] for index in order])  # type: ignore[misc]
+        advance(len(failures))
+        found = self._forward_all([ready.items[index] for index in order], advance)  # type: ignore[misc]
         vectors = np.zeros((len(ready.items), found.shape[1]), np.float32)
         vectors[order] = found
         for index in np.flatnonzero(~np.isfinite(vectors).all(1)):
@@ -142,7 +143,7 @@ class LocalEngine:
         truncated = sum(ready.items[index].truncated for index in good)  # type: ignore[union-attr]
         return Encoded(ready.work, vectors, ready.content, failures, truncated)
 
-    def _forward_all(self, items: Sequence[Prepared]) -> np.ndarray:
+    def _forward_all(self, items: Sequence[Prepared], advance: Advance) -> np.ndarray:
         """Vectors of all items, float32 (n, dim); copied back one batch behind the device."""
         copies: list[_Copy] = []
         start = 0
@@ -164,6 +165,7 @@ class LocalEngine:
                 numbers = sum(item.array.size for item in batch)
                 self.batch.record(len(batch), numbers, time.perf_counter() - began)
             start += len(batch)
+            advance(len(batch))
         if not copies:
             return np.zeros((0, self._dim or 0), np.float32)
         found = np.concatenate([copy.wait() for copy in copies])

@@ -1,0 +1,59 @@
+"""Failures are data: which items could not be encoded, and why, beside each feature file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from embedcache.files import replacing
+from embedcache.store import FAILED, FeatureFile
+
+
+def failures_path(feature_path: Path) -> Path:
+    """Where the failed items of a feature file are listed."""
+    return feature_path.with_suffix(".failed.jsonl")
+
+
+def read_failures(path: Path) -> dict[str, str]:
+    """Failed items of a feature file with their reasons; a line that was cut off by a crash is passed over."""
+    found: dict[str, str] = {}
+    listed = failures_path(path)
+    for line in listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []:
+        try:
+            entry = json.loads(line)
+            found[str(entry["id"])] = str(entry["reason"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def append_failures(path: Path, failures: Mapping[str, str]) -> None:
+    """Add failed items to a feature file's list; later lines win."""
+    if not failures:
+        return
+    with open(failures_path(path), "a", encoding="utf-8") as file:
+        file.writelines(
+            json.dumps({"id": name, "reason": failures[name]}, ensure_ascii=False) + "\n" for name in failures
+        )
+
+
+def keep_failures(file: FeatureFile) -> None:
+    """Rewrite the list of failures with the rows that are failed in the sealed file, and only those."""
+    listed = failures_path(file.path)
+    failed = [bytes(item).decode() for item in file.ids[np.asarray(file.status) == FAILED]]
+    if not failed:
+        listed.unlink(missing_ok=True)
+        return
+    reasons = read_failures(file.path)
+    with replacing(listed) as beside, open(beside, "w", encoding="utf-8") as out:
+        for name in failed:
+            entry = {"id": name, "reason": reasons.get(name, "its reason was not recorded")}
+            out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def some_failures(path: Path, n: int = 5) -> dict[str, str]:
+    """The first ``n`` failed items with their reasons."""
+    return dict(list(read_failures(path).items())[:n])
