@@ -340,12 +340,14 @@ def _prepared(parsed: Any, cache: Path, extract_missing: bool) -> Any:
     from embedcache.errors import MissingFeaturesError
     from heads import fit
 
+    extracted: set[str] = set()
     while True:
         try:
             return fit.prepare(parsed, cache)
         except MissingFeaturesError as missing:
-            if not extract_missing or missing.backbone is None:
+            if not extract_missing or missing.backbone is None or str(missing) in extracted:
                 raise
+            extracted.add(str(missing))
             settings = ec.BackboneSettings(**missing.settings)
             options = ec.Options(progress=True)
             ec.extract(missing.dataset, backbones=[missing.backbone], cache=cache, settings=settings, options=options)

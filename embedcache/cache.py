@@ -182,7 +182,14 @@ class CachedDataset:
                 self.name,
             )
         files = [self.find(query) for query in chosen]
-        return assemble(self.table, [(file_name(file), file) for file in files], captions)
+        if len({file.path for file in files}) < len(files):
+            raise UsageError(f"A feature set is named twice: {', '.join(map(str, chosen))}.")
+        names = [file_name(file) for file in files]
+        unique = [
+            name if names.count(name) == 1 else f"{name}@{file.fingerprint}"
+            for name, file in zip(names, files, strict=True)
+        ]
+        return assemble(self.table, list(zip(unique, files, strict=True)), captions)
 
     def __repr__(self) -> str:
         lines = [f"{self.name}: " + ", ".join(f"{count:,} {what}" for what, count in self.table.counts.items())]

@@ -67,12 +67,13 @@ def _half_if_trusted(
 
 
 def agrees(vectors: npt.NDArray[Any], reference: npt.NDArray[Any], cosine: float) -> bool:
-    """Whether every vector is finite and within ``cosine`` of its reference; both (n, dim)."""
+    """Whether every vector is finite, within ``cosine`` of its reference, and zero only where that is; both (n, dim)."""
     if not np.isfinite(vectors).all():
         return False
     a, b = vectors.astype(np.float64), reference.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return bool(((a * b).sum(1) >= cosine * norms).all())
+    norms, reference_norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    alike = (a * b).sum(1) >= cosine * norms * reference_norms
+    return bool((alike & ((norms > 0) | (reference_norms == 0))).all())
 
 
 def stored_type(vectors: npt.NDArray[np.float32], stored: Literal["auto"] | StoredType) -> StoredType:
