@@ -155,9 +155,9 @@ def extract(
     seed: Annotated[int, typer.Option(help="Of --limit.")] = 0,
     check: Annotated[str, typer.Option(help="Notice changes by stat (size and time) or by content.")] = "stat",
     on_error: Annotated[str, typer.Option(help="At a bad item: skip or stop.")] = "skip",
-    retry_failed: Annotated[bool, typer.Option(help="Try failed items again.")] = False,
-    wait: Annotated[bool, typer.Option(help="Wait where another process writes the same file.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Say what would happen, and do nothing.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed items again.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait where another process writes the same file.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and do nothing.")] = False,
     weights: Annotated[str | None, typer.Option(help="A weight file in place of the checkpoint's.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     pooling: Annotated[str, typer.Option(help="auto, cls, mean, pooler, pre-logits.")] = "auto",
@@ -305,7 +305,9 @@ def fit_head(
     cache: CacheOption = Path("cache"),
     out: OutOption = Path("runs"),
     extract_missing: Annotated[bool, typer.Option("--extract", help="Extract features that are missing.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Say how many fits and how long, and fit nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many fits and how long, and fit nothing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a head, a search over heads, or one head on several choices of features, from the cache."""

@@ -42,10 +42,12 @@ class Job:
 
     @property
     def modality(self) -> Modality:
+        """What the backbone reads."""
         return self.backbone.modality
 
     @property
     def workers(self) -> int:
+        """Threads that read and decode: as stated, else one per core."""
         from embedcache.engines.local import usable_cores
 
         return self.options.workers or usable_cores()
@@ -63,6 +65,7 @@ class Job:
         return tables.nested_subset(flat, n, self.limit, self.seed)
 
     def lock_path(self) -> Path:
+        """What is locked while this encoder's file is written, whatever the precision turns out to be."""
         digest = digest_json([self.backbone.identity.weights, self.backbone.identity.preprocessing], 8)
         return self.opened.folder.path / f"{self.modality}.{slug(self.backbone.name)}.{digest}"
 
@@ -81,7 +84,8 @@ def wanted_items(job: Job) -> Wanted:
     opened, modality = job.opened, job.modality
     rows = opened.table.used_items(modality, job.sample_rows())
     found = opened.table.items[modality]
-    ids = item_states.fixed_length(found["id"].take(pa.array(rows)))
+    whole = len(rows) == found.num_rows
+    ids = item_states.fixed_length(found["id"] if whole else found["id"].take(pa.array(rows)))
     if modality == "text":
         return Wanted(rows, item_states.text_states(ids), item_states.reader_of_texts(found["text"], rows))
     folder = opened.dataset.image_folder

@@ -46,6 +46,9 @@ class FeatureSet:
     references: Rows
     offsets: Rows
 
+    def __repr__(self) -> str:
+        return f"FeatureSet({self.name!r}, {len(self.offsets) - 1:,} × {self.dim})"
+
     @property
     def modality(self) -> str:
         """``image`` or ``text``."""
@@ -57,15 +60,18 @@ class FeatureSet:
         return self.file.dim
 
     def take(self, rows: Rows) -> FeatureSet:
-        """The same set for some of the units."""
-        lengths = np.diff(self.offsets)[rows]
+        """The same set for some of the units; costs what they cost, however many there are in all."""
+        if self.single:
+            counted = self.offsets[: len(rows) + 1] if len(rows) < len(self.offsets) else np.arange(len(rows) + 1)
+            return FeatureSet(self.name, self.file, self.references[rows], counted)
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return replace(
             self, references=self.references[np.repeat(self.offsets[rows], lengths) + within], offsets=offsets
         )
 
-    @property
+    @cached_property
     def single(self) -> bool:
         """Whether every unit has exactly one vector."""
         return len(self.references) == len(self.offsets) - 1 and bool((np.diff(self.offsets) == 1).all())
@@ -111,6 +117,12 @@ class Features:
     def __len__(self) -> int:
         return len(self.sample_rows)
 
+    def __repr__(self) -> str:
+        """One line: the sets with their sizes, the units, and what was left out."""
+        sets = " + ".join(f"{one.name} ({one.dim})" for one in self.sets) or "no feature set"
+        left_out = f", {sum(self.left_out.values()):,} samples left out" if self.left_out else ""
+        return f"Features({sets}: {len(self):,} × {sum(self.dims)}{left_out})"
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the feature sets, in the order of the columns."""
@@ -139,7 +151,7 @@ class Features:
     def column(self, name: str) -> npt.NDArray[np.object_]:
         """A column of the sample table for each unit."""
         column = combined(self.table.samples[name]).take(pa.array(self.sample_rows))
-        return np.array(column.to_pylist(), dtype=object)
+        return np.fromiter(column.to_pylist(), object, len(column))  # lists stay lists, even of equal lengths
 
     def target(self, name: str | None = None) -> npt.NDArray[np.object_]:
         """A published target for each unit, None where there is none. Default: the only one."""
@@ -148,7 +160,7 @@ class Features:
     def take(self, units: npt.ArrayLike) -> Features:
         """The same features for some of the units (row numbers or a mask)."""
         chosen = np.asarray(units)
-        rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64, copy=False)
         sets = tuple(one.take(rows) for one in self.sets)
         return replace(self, sets=sets, sample_rows=self.sample_rows[rows])
 
@@ -321,6 +333,9 @@ def _each_caption(
             good &= file_rows[text.references] >= 0
     chosen = np.flatnonzero(good)
     sample_rows = text.sample[chosen]
+    left_out = dict(whole.left_out)
+    if torn := len(whole) - len(np.unique(sample_rows)):
+        left_out["no text that every text set has"] = torn
     sets = []
     for (name, file), file_rows in zip(files, rows, strict=True):
         if file.modality == "text":
@@ -329,7 +344,7 @@ def _each_caption(
             image = seen["image"]
             references = file_rows[image.references[image.offsets[sample_rows]]]
         sets.append(FeatureSet(name, file, references, np.arange(len(references) + 1)))
-    return Features(table, tuple(sets), sample_rows, "each", whole.left_out)
+    return Features(table, tuple(sets), sample_rows, "each", left_out)
 
 
 def shared_groups(features: Features) -> npt.NDArray[np.int64]:

@@ -3,8 +3,8 @@
 Both learn to name the attributes of a species, the image model from a picture and the text model
 from one caption; then the classifiers are dropped and the frozen bodies are saved the way timm and
 transformers save theirs. Every picture and caption is of a species of its own from the training
-side of :func:`embedcache.demo.birds.is_reserved`. Runs on CPU, some minutes each; the same seed and
-thread count give the same weights.
+side of :func:`embedcache.demo.species.is_reserved`. Runs on CPU, some minutes each; the same seed
+and thread count give the same weights.
 
     python scripts/train_demo_backbones.py image --out embedcache/demo/backbones
     python scripts/train_demo_backbones.py text --out embedcache/demo/backbones
@@ -34,7 +34,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from embedcache.demo.birds import CHOICES, JPEG_QUALITY, TOLD, describe, draw_bird, random_species
+from embedcache.demo.birds import JPEG_QUALITY
+from embedcache.demo.captions import describe
+from embedcache.demo.drawing import draw_bird
+from embedcache.demo.species import CHOICES, TOLD, random_species
 
 IMAGE_SIZE: Final = 112
 IMAGE_MODEL: Final = "mobilenetv3_small_050"
