@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.backbones import resolve
-from embedcache.backbones.base import BackboneSettings
+from embedcache.backbones import resolve, split_name
+from embedcache.backbones.base import Backbone, BackboneSettings
 from embedcache.engines.base import Work
 from embedcache.engines.local import LocalEngine
-from embedcache.errors import ItemError, UsageError
+from embedcache.errors import CheckpointNotFoundError, ItemError, UsageError
 from embedcache.options import Options
 from embedcache.precision import load_encoder
 from embedcache.provenance import FloatType, Modality, Provenance, StoredType
@@ -53,16 +53,15 @@ def encode(
     items: Sequence[Path] | Sequence[str],
     modality: Modality,
     *,
-    weights: str | None = None,
+    checkpoint: str | None = None,
     options: Options | None = None,
 ) -> Encodings:
     """Vectors of image files or texts by the very encoder that ``reference`` means.
 
-    weights: the weight file, where the encoder was made with one. Raises UsageError where the backbone on this machine
-    is another one, naming both fingerprints.
+    checkpoint: its folder or weight file, where it was made with one. Raises UsageError where the backbone on this
+    machine is another one, naming both fingerprints.
     """
-    settings = BackboneSettings(**{**_tupled(reference.settings), "weights": weights})
-    backbone = resolve(reference.backbone, settings)
+    backbone = _resolved(reference, checkpoint)
     found = Provenance(backbone.identity, reference.compute, reference.stored).fingerprint
     if found != reference.fingerprint:
         raise UsageError(
@@ -78,6 +77,22 @@ def encode(
     dim = max(one.vectors.shape[1] for one in encoded)
     vectors = np.concatenate([_widened(one.vectors, dim) for one in encoded]).astype(reference.stored)
     return Encodings(vectors, failures)
+
+
+def _resolved(reference: EncoderReference, checkpoint: str | None) -> Backbone:
+    """The backbone by its name, or from the folder or weight file that is given."""
+    settings = _tupled(reference.settings)
+    try:
+        if checkpoint is None:
+            return resolve(reference.backbone, BackboneSettings(**settings))
+        if Path(checkpoint).expanduser().is_dir():
+            return resolve(f"{split_name(reference.backbone)[0]}:{checkpoint}", BackboneSettings(**settings))
+        return resolve(reference.backbone, BackboneSettings(**settings, weights=checkpoint))
+    except CheckpointNotFoundError as error:
+        raise CheckpointNotFoundError(
+            f"{error} If {reference.backbone} came from a folder or a weight file, say where it is: "
+            f"--checkpoint {reference.backbone}=PATH"
+        ) from error
 
 
 def _tupled(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _half_if_trusted(
 
 
 def agrees(vectors: npt.NDArray[Any], reference: npt.NDArray[Any], cosine: float) -> bool:
-    """Whether every vector is finite, within ``cosine`` of its reference, and zero only where that is; both (n, dim)."""
+    """Whether every vector is finite, within ``cosine`` of its reference, and zero only where it is; both (n, dim)."""
     if not np.isfinite(vectors).all():
         return False
     a, b = vectors.astype(np.float64), reference.astype(np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -77,6 +78,14 @@ class HeadConfig(_Strict):
     def _read_empty(cls, value: Any, info: Any) -> Any:
         return {} if value is None and info.field_name != "cv" else value
 
+    @field_validator("grid")
+    @classmethod
+    def _refuse_empty(cls, value: Any) -> Any:
+        grids = value if isinstance(value, list) else [value]
+        if empty := [name for one in grids for name, values in one.items() if not values]:
+            raise ValueError(f"{', '.join(empty)} has no values to try")
+        return value
+
     @model_validator(mode="after")
     def _refuse_overlap(self) -> HeadConfig:
         grids = self.grid if isinstance(self.grid, list) else [self.grid]
@@ -96,9 +105,12 @@ def feature_sets(value: Any) -> list[list[FeatureName]]:
         return [_fused(value)]
     if not isinstance(value, Sequence) or not value:
         raise ValueError("expected names of feature sets")
-    if any(isinstance(item, list | tuple) for item in value):
-        return [[name for part in _listed(item) for name in _fused(part)] for item in value]
-    return [[name for item in value for name in _fused(item)]]
+    if not any(isinstance(item, list | tuple) for item in value):
+        return [[name for item in value for name in _fused(item)]]
+    sets = [[name for part in _listed(item) for name in _fused(part)] for item in value]
+    if not all(sets):
+        raise ValueError("an inner list has no names")
+    return sets
 
 
 def _listed(item: Any) -> list[Any]:
@@ -108,10 +120,26 @@ def _listed(item: Any) -> list[Any]:
 def _fused(item: Any) -> list[FeatureName]:
     if isinstance(item, Mapping):
         return [dict(item)]
+    if item is None:
+        raise ValueError("a feature set has no name")
     names = [name.strip() for name in str(item).split(",")]
     if not all(names):
         raise ValueError(f"{item!r} has an empty name between its commas")
     return list(names)
+
+
+def to_yaml(config: HeadConfig) -> str:
+    """A grid file that ``parse`` reads as the same configuration."""
+    return yaml.dump(plain(config.model_dump()), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def plain(value: Any) -> Any:
+    """The value in YAML's and JSON's own types: lists for tuples, Python's numbers for numpy's."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value
 
 
 def find_grid(name: str) -> Path:
@@ -126,14 +154,38 @@ def find_grid(name: str) -> Path:
 def read_grid(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; tags and anything but plain data are refused."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        document = plain_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UsageError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from error
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise UsageError(f"{path} holds a {type(document).__name__}; a grid file is a mapping of keys.")
     return {str(key): value for key, value in document.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only; ``1e-3`` is a number, as in YAML 1.2 and everywhere else."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads as the same."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), "-+0123456789"
+    )
+
+
+def plain_yaml(text: str) -> Any:
+    """The value that a YAML text holds. Raises ValueError for tags, impossible dates and endless nesting too."""
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(str(error)) from error
 
 
 def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -144,8 +196,8 @@ def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
         if not equals or not path.strip():
             raise UsageError(f"--set takes key=value, got {assignment!r}.")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = plain_yaml(text)
+        except ValueError as error:
             raise UsageError(f"--set {assignment!r}: the value is not plain YAML.") from error
         _put(result, path.strip().split("."), value, assignment)
     return result

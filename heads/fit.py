@@ -21,11 +21,11 @@ from embedcache.view import Features, shared_groups, target_name
 from heads import head_named
 from heads.base import Head, check_parameters
 from heads.config import HeadConfig, Selection
-from heads.grid import Candidates, SearchResult, candidates, estimate_seconds, search
+from heads.grid import UNFIT, Candidates, SearchResult, candidates, estimate_seconds, search
 from heads.metrics import Interval, scores
 from heads.saved import FittedHead, bindings
 from heads.splits import Rows, Splits, folds, make_splits
-from heads.transforms import build
+from heads.transforms import build, for_sets
 
 SCORED_SPLITS = ("validation", "test")
 
@@ -114,6 +114,7 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     opened = open_cache(cache)
     dataset = opened[config.dataset] if config.dataset else opened.only()
     sets = _feature_sets(dataset, config)
+    _check_transform(config, sets)
     base, left_out = _common(dataset, sets, config.select)
     target = target_name(dataset.table, config.select.target)
     classes, codes = _codes(base, target)
@@ -140,6 +141,12 @@ def _check_score(name: str) -> None:
         raise unknown_name("score", name, get_scorer_names())
 
 
+def _check_transform(config: HeadConfig, sets: Sequence[Features]) -> None:
+    """Refuse what no fit could use, and a feature set that no choice of features has, before anything is fitted."""
+    width = {name: dim for one in sets for name, dim in zip(one.names, one.dims, strict=True)}
+    build(config.transform, list(width), list(width.values()), config.seed)
+
+
 def _feature_sets(dataset: CachedDataset, config: HeadConfig) -> tuple[Features, ...]:
     if config.features is None:
         return (dataset.features(captions=config.select.captions),)
@@ -157,7 +164,7 @@ def _common(dataset: CachedDataset, sets: Sequence[Features], selection: Selecti
     rows = _filtered(dataset, rows, selection.filter)
     if selection.limit is not None and selection.limit < len(rows):
         base = Features(dataset.table, (), rows, "mean", {})
-        labels = base.target(selection.target) if dataset.table.targets else None
+        labels = [str(label) for label in base.target(selection.target)] if dataset.table.targets else None
         rows = rows[nested_subset(labels, len(rows), selection.limit, selection.seed)]
     if not len(rows):
         raise UsageError(f"No sample of {dataset.name} is left: {left_out or 'the filter keeps none'}.")
@@ -174,7 +181,7 @@ def _filtered(dataset: CachedDataset, rows: Rows, wanted: Mapping[str, Any]) -> 
         values = combined(samples[column]).take(pa.array(rows))
         try:
             keep = pc.is_in(values, value_set=pa.array(value if isinstance(value, list) else [value], values.type))
-        except (pa.ArrowException, TypeError) as error:
+        except (pa.ArrowException, TypeError, OverflowError) as error:
             raise UsageError(f"'filter': {name} is {values.type}, and cannot be {value!r}.") from error
         rows = rows[np.asarray(keep)]
     return rows
@@ -183,9 +190,12 @@ def _filtered(dataset: CachedDataset, rows: Rows, wanted: Mapping[str, Any]) -> 
 def _codes(base: Features, target: str) -> tuple[tuple[Any, ...], Rows]:
     """Sorted classes and the code of each sample, -1 without a target."""
     labels = base.target(target)
-    labelled = np.array([label is not None for label in labels])
-    if any(isinstance(label, list) for label in labels[labelled][:100]):
-        raise UsageError(f"The target {target!r} has several labels per sample; this head takes one.")
+    labelled = np.array([label is not None and label == label for label in labels])  # NaN is no label
+    for label in labels[labelled]:
+        if isinstance(label, list):
+            raise UsageError(f"The target {target!r} has several labels per sample; this head takes one.")
+        if not isinstance(label, str | int | float):
+            raise UsageError(f"The target {target!r} holds a {type(label).__name__}; a label is a text or a number.")
     if not labelled.any():
         raise UsageError(f"No sample that has all features has a target {target!r}.")
     classes, inverse = np.unique(labels[labelled], return_inverse=True)
@@ -269,7 +279,8 @@ def fit(task: Task, *, progress: bool = False) -> list[FittedRun]:
 
 def _fit_one(task: Task, ready: _Ready, progress: bool) -> FittedRun:
     began = time.perf_counter()
-    steps = build(task.config.transform, ready.features.names, ready.features.dims, task.config.seed)
+    names, dims = ready.features.names, ready.features.dims
+    steps = build(for_sets(task.config.transform, names), names, dims, task.config.seed)
     found, splitter = _search(task, ready, steps, progress) if task.config.searches else (None, None)
     point = task.found.points[found.best] if found is not None else {}
     parameters = {**task.config.fixed, **point}
@@ -340,7 +351,7 @@ def _final(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: 
         warnings.simplefilter("ignore", ConvergenceWarning)
         try:
             pipeline.fit(ready.x[train], ready.codes[train])
-        except ValueError as error:
+        except UNFIT as error:
             raise UsageError(f"scikit-learn cannot fit the head {task.head.name!r}: {error}") from error
     task.head.slim(pipeline[-1])
     return pipeline

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import EmbedCacheError
+from embedcache.errors import UsageError
 from embedcache.provenance import canonical_json
 from heads.base import Head, check_parameters
 
@@ -25,6 +25,8 @@ Rows = npt.NDArray[np.int64]
 Matrix = npt.NDArray[np.float32]
 PROBE_ROWS = 1000
 PROBED = 8
+UNFIT = (ValueError, TypeError, ArithmeticError)
+"""What estimators raise on parameters or rows that they cannot be fitted with."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def candidates(head: Head, fixed: Mapping[str, Any], grid: Any) -> Candidates:
     """Every point of the grid, in ``ParameterGrid``'s order, with repetitions found."""
     from sklearn.model_selection import ParameterGrid
 
-    grids = grid if isinstance(grid, list) else [grid]
+    grids = (grid if isinstance(grid, list) else [grid]) or [{}]
     check_parameters(head, {*fixed, *(name for one in grids for name in one)})
     points = tuple(dict(point) for point in ParameterGrid([dict(one) for one in grids]))
     first: dict[str, int] = {}
@@ -67,7 +69,7 @@ def candidates(head: Head, fixed: Mapping[str, Any], grid: Any) -> Candidates:
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: value if isinstance(value, int | float | str | bool | type(None)) else repr(value)
+        name: value if isinstance(value, int | str | None) else [repr(value)]  # JSON has no infinite floats
         for name, value in parameters.items()
     }
 
@@ -82,14 +84,21 @@ def estimate_seconds(
     jobs: int,
     seed: int,
 ) -> float:
-    """About how long ``fits`` fits on ``rows`` rows take: some candidates are fitted for one pass on a few rows."""
+    """About how long ``fits`` fits on ``rows`` rows take: some candidates are fitted for one pass on a few rows.
+
+    What cannot be fitted takes no longer than it took to find that out.
+    """
     probed = list(parameters)[:: max(1, len(parameters) // PROBED)][:PROBED]
     chosen = np.random.default_rng(seed).permutation(len(codes))[:PROBE_ROWS]
     seconds = 0.0
     for one in probed:
         began = time.perf_counter()
-        _fit(head.brief(one, seed), x[chosen], codes[chosen])
-        seconds += (time.perf_counter() - began) * head.passes(one)
+        try:
+            _fit(head.brief(one, seed), x[chosen], codes[chosen])
+            passes = head.passes(one)
+        except UNFIT:
+            passes = 1
+        seconds += (time.perf_counter() - began) * passes
     return seconds / len(probed) / len(chosen) * rows * fits / jobs
 
 
@@ -109,7 +118,7 @@ def search(
 ) -> SearchResult:
     """Fit every unique candidate on every fold. x: float32 (n, dims) of the training rows; codes: int64 (n,).
 
-    Raises EmbedCacheError where not one candidate could be fitted.
+    Raises UsageError where a transform or not one candidate could be fitted and scored on all folds.
     """
     from joblib import delayed
 
@@ -127,7 +136,9 @@ def search(
             outcomes.append(row)
     rows = _rows(found, fixed, outcomes)
     if not any(np.isfinite(row["mean_test_score"]) for row in rows):
-        raise EmbedCacheError(f"Not one candidate could be fitted: {outcomes[0][0].error}")
+        reasons = (outcome.error for row in outcomes for outcome in row if outcome.error)
+        reason = next(reasons, f"{score} is not a number")
+        raise UsageError(f"Not one candidate could be fitted and scored on every fold. The first reason: {reason}")
     best = min(range(len(rows)), key=lambda index: rows[index]["rank_test_score"])
     unconverged = sum(outcome.unconverged for row in outcomes for outcome in row)
     return SearchResult(tuple(rows), best, time.perf_counter() - began, unconverged)
@@ -160,7 +171,10 @@ def _transformed(
     for train, held in folds:
         if transform:
             pipeline = clone(Pipeline(list(transform)))
-            x_train, x_test = pipeline.fit_transform(x[train], codes[train]), pipeline.transform(x[held])
+            try:
+                x_train, x_test = pipeline.fit_transform(x[train], codes[train]), pipeline.transform(x[held])
+            except UNFIT as error:
+                raise UsageError(f"The transform cannot be fitted on {len(train)} rows: {error}") from error
         else:
             x_train, x_test = x[train], x[held]
         yield _Fold(x_train, codes[train], x_test, codes[held])
@@ -177,16 +191,16 @@ def _fit(estimator: Any, x: Matrix, codes: Rows) -> bool:
 
 
 def _fit_and_score(estimator: Any, fold: _Fold, score: str) -> _Outcome:
-    """One candidate on one fold; a candidate that cannot be fitted scores NaN, as in scikit-learn."""
+    """One candidate on one fold; one that cannot be fitted or scored gets NaN, as in scikit-learn."""
     from sklearn.metrics import get_scorer
 
     began = time.perf_counter()
     try:
         unconverged = _fit(estimator, fold.x_train, fold.y_train)
-    except (ValueError, FloatingPointError, np.linalg.LinAlgError) as error:
+        fitted = time.perf_counter()
+        value = float(get_scorer(score)(estimator, fold.x_test, fold.y_test))
+    except UNFIT as error:
         return _Outcome(float("nan"), time.perf_counter() - began, 0.0, False, str(error))
-    fitted = time.perf_counter()
-    value = float(get_scorer(score)(estimator, fold.x_test, fold.y_test))
     return _Outcome(value, fitted - began, time.perf_counter() - fitted, unconverged)
 
 
@@ -212,8 +226,8 @@ def _rows(found: Candidates, fixed: Mapping[str, Any], outcomes: Sequence[Sequen
     """``cv_results_`` by rows, every point of the grid included."""
     from scipy.stats import rankdata
 
-    scores = np.array([[outcome.score for outcome in row] for row in outcomes])
-    means = scores.mean(0)[list(found.same_as)]
+    scores = np.array([[row[unique].score for row in outcomes] for unique in range(len(found.unique))])
+    means = scores.mean(1)[list(found.same_as)]
     worst_first = np.where(np.isnan(means), -np.inf, means)
     ranks = rankdata(-worst_first, method="min").astype(int)
     rows = []
@@ -224,7 +238,7 @@ def _rows(found: Candidates, fixed: Mapping[str, Any], outcomes: Sequence[Sequen
         row |= {f"split{fold}_test_score": outcome.score for fold, outcome in enumerate(own)}
         row |= {
             "mean_test_score": float(means[index]),
-            "std_test_score": float(scores[:, unique].std()),
+            "std_test_score": float(scores[unique].std()),
             "rank_test_score": int(ranks[index]),
             "mean_fit_time": float(np.mean([outcome.fit_seconds for outcome in own])),
             "mean_score_time": float(np.mean([outcome.score_seconds for outcome in own])),

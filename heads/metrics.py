@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,12 +41,12 @@ def top_k_accuracy(truth: Codes, probabilities: Probabilities, k: int = 5) -> fl
 
 def balanced_accuracy(truth: Codes, probabilities: Probabilities) -> float:
     """Mean recall of the classes that occur; scikit-learn's ``balanced_accuracy_score``."""
-    return _balanced_accuracy(confusion(truth, probabilities.argmax(1), probabilities.shape[1]))
+    return _balanced_accuracy(class_counts(truth, probabilities.argmax(1), probabilities.shape[1]))
 
 
 def macro_f1(truth: Codes, probabilities: Probabilities) -> float:
     """Mean F1 of the classes that occur in truth or predictions; scikit-learn's ``f1_score(average="macro")``."""
-    return _macro_f1(confusion(truth, probabilities.argmax(1), probabilities.shape[1]))
+    return _macro_f1(class_counts(truth, probabilities.argmax(1), probabilities.shape[1]))
 
 
 def log_loss(truth: Codes, probabilities: Probabilities) -> float:
@@ -83,14 +83,34 @@ def confusion(truth: Codes, predicted: Codes, classes: int) -> npt.NDArray[np.in
     return np.bincount(truth * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
-def _balanced_accuracy(counts: npt.NDArray[np.floating] | npt.NDArray[np.int64]) -> float:
-    support, hits = counts.sum(1), np.diagonal(counts)
-    return float((hits[support > 0] / support[support > 0]).mean())
+class ClassCounts(NamedTuple):
+    """Rows by class, each (classes,): of that truth, predicted as it, and both."""
+
+    truth: npt.NDArray[Any]
+    predicted: npt.NDArray[Any]
+    hits: npt.NDArray[Any]
 
 
-def _macro_f1(counts: npt.NDArray[np.floating] | npt.NDArray[np.int64]) -> float:
-    total, hits = counts.sum(0) + counts.sum(1), np.diagonal(counts)
-    return float((2 * hits[total > 0] / total[total > 0]).mean())
+def class_counts(
+    truth: Codes, predicted: Codes, classes: int, weights: npt.NDArray[np.int64] | None = None
+) -> ClassCounts:
+    """The margins and the diagonal of ``confusion``, without its classes × classes cells; rows may be weighted."""
+    right = truth == predicted
+    return ClassCounts(
+        np.bincount(truth, weights, classes),
+        np.bincount(predicted, weights, classes),
+        np.bincount(truth[right], None if weights is None else weights[right], classes),
+    )
+
+
+def _balanced_accuracy(counts: ClassCounts) -> float:
+    occurs = counts.truth > 0
+    return float((counts.hits[occurs] / counts.truth[occurs]).mean())
+
+
+def _macro_f1(counts: ClassCounts) -> float:
+    total = counts.truth + counts.predicted
+    return float((2 * counts.hits[total > 0] / total[total > 0]).mean())
 
 
 def resample_count(n: int) -> int:
@@ -106,18 +126,18 @@ def bootstrap(truth: Codes, probabilities: Probabilities, seed: int) -> dict[str
     """
     rng = np.random.default_rng(seed)
     n, classes = probabilities.shape
+    predicted = probabilities.argmax(1)
     per_row = {
-        "accuracy": (probabilities.argmax(1) == truth).astype(np.float64),
+        "accuracy": (predicted == truth).astype(np.float64),
         "top_5_accuracy": (rank_of_truth(truth, probabilities) <= 5).astype(np.float64),
         "log_loss": row_log_loss(truth, probabilities),
     }
-    cells = truth * classes + probabilities.argmax(1)
     found: dict[str, list[float]] = {name: [] for name in METRICS}
     for _ in range(resample_count(n)):
         weights = np.bincount(rng.integers(0, n, n), minlength=n)
         for name, values in per_row.items():
             found[name].append(float(weights @ values) / n)
-        counts = np.bincount(cells, weights, minlength=classes * classes).reshape(classes, classes)
+        counts = class_counts(truth, predicted, classes, weights)
         found["balanced_accuracy"].append(_balanced_accuracy(counts))
         found["macro_f1"].append(_macro_f1(counts))
     return {name: np.array(values) for name, values in found.items()}

@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 
+from embedcache.cache import file_name
 from embedcache.errors import DataNotFoundError
 from embedcache.files import replacing, write_json
 from embedcache.samples import write_parquet
-from heads.config import HeadConfig
+from embedcache.view import Features
+from heads.config import HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
 from heads.metrics import METRICS, Interval, bootstrap, interval, rank_of_truth
+from heads.transforms import for_sets
 
 TOP = 5
 CONFIG, METRICS_FILE, CV_RESULTS, PREDICTIONS, HEAD = (
@@ -70,7 +72,8 @@ def new_folder(out: Path, task: Task) -> Path:
 def write(task: Task, runs: Sequence[FittedRun], out: Path) -> tuple[Path, Comparison | None]:
     """Record fitted runs below ``out``: one folder, with a folder per choice of features where there are several."""
     folder = new_folder(out, task)
-    write_config(folder, task.config)
+    config = resolved(task)
+    write_config(folder, config)
     if len(runs) == 1:
         write_run(folder, task, runs[0])
         comparison = None
@@ -78,7 +81,7 @@ def write(task: Task, runs: Sequence[FittedRun], out: Path) -> tuple[Path, Compa
         folders = [f"{index:02d}-{_slug(run.label)}" for index, run in enumerate(runs, 1)]
         for run, name in zip(runs, folders, strict=True):
             write_run(folder / name, task, run)
-            write_config(folder / name, task.config.model_copy(update={"features": [list(_names(run))]}))
+            write_config(folder / name, _of_one(config, run.features))
         comparison = compare(task, runs, folders)
         if comparison is not None:
             write_json(folder / "comparison.json", asdict(comparison))
@@ -86,8 +89,21 @@ def write(task: Task, runs: Sequence[FittedRun], out: Path) -> tuple[Path, Compa
     return folder, comparison
 
 
-def _names(run: FittedRun) -> list[str]:
-    return [f"{one.name}@{one.file.fingerprint}" for one in run.features.sets]
+def resolved(task: Task) -> HeadConfig:
+    """The configuration with what was looked up written out: data set, target, feature sets by fingerprint."""
+    select = task.config.select.model_copy(update={"target": task.target})
+    features = [_names(one) for one in task.sets]
+    return task.config.model_copy(update={"dataset": task.dataset.name, "features": features, "select": select})
+
+
+def _of_one(config: HeadConfig, features: Features) -> HeadConfig:
+    """The configuration of one choice of features out of a comparison."""
+    transform = for_sets(config.transform, features.names)
+    return config.model_copy(update={"features": [_names(features)], "transform": transform})
+
+
+def _names(features: Features) -> list[str]:
+    return [f"{file_name(one.file)}@{one.file.fingerprint}" for one in features.sets]
 
 
 def _slug(label: str) -> str:
@@ -108,9 +124,8 @@ def _point_latest(out: Path, folder: Path) -> None:
 def write_config(folder: Path, config: HeadConfig) -> None:
     """The resolved configuration, as a grid file that repeats the run."""
     folder.mkdir(parents=True, exist_ok=True)
-    document = config.model_dump(mode="json", exclude_none=True)
     with replacing(folder / CONFIG) as beside:
-        beside.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        beside.write_text(to_yaml(config), encoding="utf-8")
 
 
 def write_run(folder: Path, task: Task, run: FittedRun) -> None:
@@ -131,7 +146,7 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
         "features": [asdict(one) for one in run.head.features],
         "captions": run.head.captions,
         "head": run.head.head,
-        "parameters": _plain(run.parameters),
+        "parameters": plain(run.parameters),
         "classes": len(run.head.classes),
         "samples": dict(run.counts),
         "left_out": dict(task.left_out),
@@ -161,10 +176,6 @@ def _search_document(run: FittedRun, task: Task) -> dict[str, Any] | None:
     }
 
 
-def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
-
-
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
         names = list(dict.fromkeys(name for row in rows for name in row))
@@ -175,8 +186,9 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def predictions(run: FittedRun) -> pa.Table:
     """One row per scored or unlabelled sample: the five most probable classes, and the rank of the truth."""
-    tables = [_prediction_rows(run, split, scored) for split, scored in run.scored.items()]
-    return pa.concat_tables(tables) if tables else pa.table({})
+    nothing = Scored(np.zeros(0, object), np.zeros(0, np.int64), np.zeros((0, len(run.head.classes))), {})
+    found = run.scored or {"": nothing}
+    return pa.concat_tables([_prediction_rows(run, split, scored) for split, scored in found.items()])
 
 
 def _prediction_rows(run: FittedRun, split: str, scored: Scored) -> pa.Table:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import html
 import io
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from embedcache.files import replacing
 from heads.fit import FittedRun, Scored, Task
-from heads.metrics import Interval, confusion
+from heads.metrics import ClassCounts, Codes, Interval, class_counts, confusion
 from heads.record import Comparison
 
 PAGE: Final = "report.html"
@@ -53,10 +53,11 @@ def write(folder: Path, task: Task, runs: Sequence[FittedRun], comparison: Compa
     """Write ``report.html`` into a run's folder."""
     title = f"{task.dataset.name}: {task.config.head}"
     parts = [f"<h1>{_text(title)}</h1>", f"<p class=sub>target {_text(task.target)}, {len(task.classes)} classes</p>"]
+    parts.append(_facts(_of_task(task)))
     if comparison is not None:
         parts += _comparison(comparison)
     for run in runs:
-        parts += _run(run)
+        parts += _run(run, shared=task.splits.notes)
     page = _document(title, "\n".join(parts))
     with replacing(folder / PAGE) as beside:
         beside.write_text(page, encoding="utf-8")
@@ -83,6 +84,20 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], best: int | None 
     return f"<table><tr>{cells}</tr>{''.join(lines)}</table>"
 
 
+def _of_task(task: Task) -> list[str]:
+    """What is the same for every choice of features: samples by split, left out, notes."""
+    splits = {name: len(getattr(task.splits, name)) for name in ("train", "validation", "test")}
+    return [
+        *(f"{count:,} samples in {split}" for split, count in splits.items() if count),
+        *(f"{count:,} samples left out: {reason}" for reason, count in task.left_out.items()),
+        *task.splits.notes,
+    ]
+
+
+def _facts(facts: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{_text(fact)}</li>" for fact in facts) + "</ul>"
+
+
 def _comparison(found: Comparison) -> list[str]:
     rows = [(row.label, row.dims, percent(row.score), signed(row.difference)) for row in found.rows]
     head = ("features", "dims", f"{found.split} {found.metric}", "difference to the best")
@@ -91,30 +106,32 @@ def _comparison(found: Comparison) -> list[str]:
         _table(head, rows, best=0),
         f"<p class=sub>{found.samples:,} samples that all feature sets have; 95 % bootstrap intervals, "
         "differences paired on the same samples.</p>",
-        _picture(_comparison_plot(found)),
+        _picture(_comparison_plot(found), "scores with their intervals"),
     ]
 
 
-def _run(run: FittedRun) -> list[str]:
+def _run(run: FittedRun, shared: Sequence[str]) -> list[str]:
     parts = [f"<h2>{_text(run.label)}</h2>"]
     scored = {split: one for split, one in run.scored.items() if one.scores}
     if scored:
         metrics = list(next(iter(scored.values())).scores)
-        rows = [(metric, *(shown(metric, one.scores[metric]) for one in scored.values())) for metric in metrics]
+        rows = [
+            (metric.replace("_", " "), *(shown(metric, one.scores[metric]) for one in scored.values()))
+            for metric in metrics
+        ]
         head = ("score", *(f"{split} ({len(one.truth):,})" for split, one in scored.items()))
         parts.append(_table(head, rows))
     facts = [
-        *(f"{count:,} samples in {split}" for split, count in run.counts.items() if count),
         f"parameters: {_pairs(run.parameters) or 'defaults'}",
         *(f"{one.name}: {one.dim} numbers, fingerprint {one.fingerprint}" for one in run.head.features),
-        *run.notes,
+        *(note for note in run.notes if note not in shared),
     ]
-    parts.append("<ul>" + "".join(f"<li>{_text(fact)}</li>" for fact in facts) + "</ul>")
+    parts.append(_facts(facts))
     if run.search is not None:
         parts += _search_table(run)
-    last = scored.get("test") or scored.get("validation")
+    last = next((split for split in ("test", "validation") if split in scored), None)
     if last is not None:
-        parts.append(_picture(_confusion_plot(run, last)))
+        parts.append(_picture(_confusion_plot(run, scored[last], last), f"confusion matrix of {last}"))
     return parts
 
 
@@ -125,11 +142,11 @@ def _pairs(values: Mapping[str, Any]) -> str:
 def _search_table(run: FittedRun) -> list[str]:
     assert run.search is not None
     order = sorted(run.search.rows, key=lambda row: row["rank_test_score"])
-    names = [name for name in order[0] if name.startswith("param_")]
+    names = list(dict.fromkeys(name for row in order for name in row if name.startswith("param_")))
     rows = [
         (
             row["rank_test_score"],
-            *(row[name] for name in names),
+            *(row.get(name, "") for name in names),
             f"{row['mean_test_score']:.4f} ± {row['std_test_score']:.4f}",
             f"{row['mean_fit_time']:.2f} s",
         )
@@ -142,53 +159,69 @@ def _search_table(run: FittedRun) -> list[str]:
 
 
 def _comparison_plot(found: Comparison) -> Any:
-    figure, axes = _figure(7.0, 0.8 + 0.45 * len(found.rows))
     rows = found.rows[::-1]
+    names = [_plain(row.label, 60) for row in rows]
+    figure, axes = _figure(5.0 + _width(names), 0.8 + 0.45 * len(rows))
     values = np.array([row.score.value for row in rows]) * 100
     low = values - np.array([row.score.low for row in rows]) * 100
     high = np.array([row.score.high for row in rows]) * 100 - values
     axes.errorbar(values, np.arange(len(rows)), xerr=[low, high], fmt="o", color="#2f6f4f", capsize=3)
-    axes.set_yticks(np.arange(len(rows)), [_plain(row.label) for row in rows])
+    axes.set_yticks(np.arange(len(rows)), names)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(f"{found.split} {found.metric}, %")
     axes.grid(axis="x", color="#e3e7ef")
     return figure
 
 
-def _confusion_plot(run: FittedRun, scored: Scored) -> Any:
-    counts = confusion(scored.truth, scored.probabilities.argmax(1), len(run.head.classes))
+def _confusion_plot(run: FittedRun, scored: Scored, split: str) -> Any:
+    """Shares of each true class; the counts too where there is room for them."""
+    classes, predicted = len(run.head.classes), scored.probabilities.argmax(1)
+    counts = class_counts(scored.truth, predicted, classes)
     kept = _most_confused(counts)
-    part = counts[np.ix_(kept, kept)]
-    side = 2.2 + 0.26 * len(kept)
-    figure, axes = _figure(side, side)
-    shares = part / np.maximum(counts.sum(1)[kept, None], 1)
-    axes.imshow(shares, cmap="Greens", vmin=0, vmax=1)
+    part = _confusion_of(kept, scored.truth, predicted, classes)
     names = [_plain(run.head.classes[code]) for code in kept]
+    side = max(1.6, 0.26 * len(kept)) + _width(names) + 0.8
+    figure, axes = _figure(side, side)
+    shares = part / np.maximum(counts.truth[kept, None], 1)
+    axes.imshow(shares, cmap="Greens", vmin=0, vmax=1)
     axes.set_xticks(np.arange(len(kept)), names, rotation=90)
     axes.set_yticks(np.arange(len(kept)), names)
-    axes.set_xlabel("predicted")
+    axes.set_xlabel(f"predicted, {split}")
     axes.set_ylabel("truth")
     if len(kept) <= 15:
         for row, column in np.argwhere(part > 0):
             colour = "white" if shares[row, column] > 0.5 else "#1d2433"
-            axes.text(column, row, str(part[row, column]), ha="center", va="center", fontsize=8, color=colour)
-    if len(kept) < len(counts):
-        axes.set_title(f"the {len(kept)} most confused of {len(counts)} classes", fontsize=10)
+            axes.text(column, row, str(part[row, column]), ha="center", va="center", fontsize=9, color=colour)
+    if len(kept) < classes:
+        axes.set_title(f"the {len(kept)} most confused of {classes:,} classes", fontsize=10)
     return figure
 
 
-def _most_confused(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _most_confused(counts: ClassCounts) -> Codes:
     """The classes with the most errors, in class order; all where there are few."""
-    if len(counts) <= _SHOWN_CLASSES:
-        return np.arange(len(counts))
-    errors = counts.sum(0) + counts.sum(1) - 2 * np.diagonal(counts)
+    if len(counts.truth) <= _SHOWN_CLASSES:
+        return np.arange(len(counts.truth))
+    errors = counts.truth + counts.predicted - 2 * counts.hits
     return np.sort(np.argsort(-errors, kind="stable")[:_SHOWN_CLASSES])
 
 
-def _plain(label: Any) -> str:
-    """A label for a plot: short, and never read as mathematics."""
-    text = str(label).replace("$", r"\$")
-    return text if len(text) <= 28 else text[:27] + "…"
+def _confusion_of(kept: Codes, truth: Codes, predicted: Codes, classes: int) -> Codes:
+    """The rows and columns of some classes, (kept, kept); all classes' cells are never counted."""
+    place = np.full(classes, -1)
+    place[kept] = np.arange(len(kept))
+    both = (place[truth] >= 0) & (place[predicted] >= 0)
+    return confusion(place[truth[both]], place[predicted[both]], len(kept))
+
+
+def _plain(label: Any, longest: int = 28) -> str:
+    """A label for a plot: on one line, short, and never read as mathematics."""
+    text = " ".join(str(label).split())
+    return (text if len(text) <= longest else text[: longest - 1] + "…").replace("$", r"\$")
+
+
+def _width(names: Sequence[str]) -> float:
+    """About the width of the longest name in a plot, inches."""
+    return 0.085 * max(map(len, names))
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -199,7 +232,10 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
-def _picture(figure: Any) -> str:
+def _picture(figure: Any, what: str) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return f'<p><img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></p>'
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # matplotlib's own font lacks some scripts: it draws boxes
+        figure.savefig(buffer, format="png", dpi=110)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<p><img alt="{_text(what)}" src="data:image/png;base64,{data}"></p>'

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import DamagedFileError, EmbedCacheError, UsageError
 from embedcache.files import replacing, write_json
+from embedcache.provenance import FloatType, StoredType
+from embedcache.store import FeatureFile
 from embedcache.view import Features
 
 FORMAT: Final = 1
@@ -21,12 +24,19 @@ _ESTIMATOR, _HEAD = "estimator.skops", "head.json"
 
 @dataclass(frozen=True)
 class FeatureBinding:
-    """A feature set that a head was fitted on. fingerprint: what its numbers mean."""
+    """A feature set that a head was fitted on.
+
+    fingerprint: what its numbers mean. backbone, settings, compute, stored: how to make more of them.
+    """
 
     name: str
     modality: str
     dim: int
     fingerprint: str
+    backbone: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    compute: FloatType = "float32"
+    stored: StoredType = "float16"
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class FittedHead:
     def check(self, features: Features) -> None:
         """Raise UsageError unless these are the features that the head was fitted on, by fingerprint."""
         own = [(one.name, one.fingerprint) for one in self.features]
-        given = list(features.fingerprints.items())
+        given = [(one.name, one.file.fingerprint) for one in features.sets]
         if [mark for _, mark in own] != [mark for _, mark in given]:
             raise UsageError(
                 f"The head was fitted on {_listed(own)} and is given {_listed(given)}: those are other numbers. "
@@ -98,7 +108,7 @@ class FittedHead:
             return cls(**document, estimator=estimator)
         except UntrustedTypesFoundException as error:
             raise DamagedFileError(f"{folder} holds types that are not safe to load; it is refused. {error}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, BadZipFile) as error:
             raise DamagedFileError(f"{folder} holds no head that can be read: {error}") from error
 
 
@@ -109,8 +119,23 @@ def asdict_shallow(head: FittedHead) -> dict[str, Any]:
 
 def bindings(features: Features) -> tuple[FeatureBinding, ...]:
     """What a head that is fitted on ``features`` is bound to."""
-    return tuple(FeatureBinding(one.name, one.modality, one.dim, one.file.fingerprint) for one in features.sets)
+    return tuple(_binding(one.name, one.file) for one in features.sets)
+
+
+def _binding(name: str, file: FeatureFile) -> FeatureBinding:
+    record, provenance = file.record, file.provenance
+    return FeatureBinding(
+        name,
+        file.modality,
+        file.dim,
+        file.fingerprint,
+        # the name alone cannot say where a local folder lies; what does is never part of a cache
+        str(record.get("backbone", "")),
+        dict(record.get("settings", {})),
+        provenance.get("compute", "float32"),
+        file.layout.stored,
+    )
 
 
 def _listed(pairs: Sequence[tuple[str, str]]) -> str:
-    return " + ".join(f"{name}@{mark}" for name, mark in pairs) or "nothing"
+    return " + ".join(f"{name.partition('@')[0]}@{mark}" for name, mark in pairs) or "nothing"

@@ -57,9 +57,12 @@ class SklearnMlp:
         return estimator
 
 
-def _layers(parameters: Mapping[str, Any]) -> tuple[int, ...]:
+def _layers(parameters: Mapping[str, Any]) -> Any:
+    """The widths as a tuple, one number too; what is neither is left for scikit-learn to refuse."""
     layers = parameters.get("hidden_layer_sizes", _defaults()["hidden_layer_sizes"])
-    return (layers,) if isinstance(layers, int) else tuple(layers)
+    if isinstance(layers, int):
+        return (layers,)
+    return tuple(layers) if isinstance(layers, list) else layers
 
 
 def _defaults() -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +18,7 @@ from embedcache.view import Features
 
 Rows = npt.NDArray[np.int64]
 MANY_GROUPS = 50_000
+MOST_PARTS = 20
 
 
 @dataclass(frozen=True)
@@ -47,41 +51,67 @@ def make_splits(
     labelled = codes >= 0
     published = {name: np.flatnonzero(labelled & (features.splits == name)) for name in ("train", "validation", "test")}
     notes = overlaps(features)
+    unused = int(labelled.sum()) - sum(map(len, published.values()))
     if not any(len(rows) for rows in published.values()):
         everything = np.flatnonzero(labelled)
         if not len(everything):
             raise UsageError("No sample that has all features has a target.")
         kept, held = carve(codes, groups, everything, test, seed)
-        published = {"train": kept, "validation": everything[:0], "test": held}
-        notes.append(f"no split is published: {test:.0%} carved for test, seed {seed}")
+        published, unused = {"train": kept, "validation": everything[:0], "test": held}, 0
+        notes.append(f"no split is published: {_share(held, everything)} carved for test, seed {seed}")
+    if unused:
+        notes.append(f"{unused} samples with a target are in none of the splits train, validation and test: not used")
     if not len(published["train"]):
         raise UsageError("There are no training rows: no sample of the split 'train' has all features and a target.")
     if validation is not None and not len(published["validation"]):
-        kept, held = carve(codes, groups, published["train"], validation, seed)
+        train = published["train"]
+        kept, held = carve(codes, groups, train, validation, seed)
         published |= {"train": kept, "validation": held}
-        notes.append(f"no validation split is published: {validation:.0%} of train carved, seed {seed}")
+        notes.append(f"no validation split is published: {_share(held, train)} of train carved, seed {seed}")
     return Splits(published["train"], published["validation"], published["test"], tuple(notes))
+
+
+def _share(part: Rows, whole: Rows) -> str:
+    return f"{len(part) / len(whole):.0%}"
 
 
 def carve(codes: Rows, groups: Rows, rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     """(kept, held out) of ``rows``: stratified where classes allow it, groups whole. Both sorted."""
-    from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, StratifiedShuffleSplit
+    from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
 
-    if len(rows) < 2:
-        raise UsageError(f"{len(rows)} rows cannot be divided into a training and a held-out part.")
     y, g = codes[rows], groups[rows]
-    repeated = len(np.unique(g)) < len(g)
-    counts = np.bincount(y)
+    n_groups = len(np.unique(g))
+    if n_groups < 2:
+        raise UsageError(
+            f"{len(rows)} rows in {n_groups} groups cannot be divided into a training and a held-out part."
+        )
+    counts = np.unique(y, return_counts=True)[1]
     held = max(1, round(share * len(rows)))
-    enough = counts[counts > 0].min() >= 2 and min(held, len(rows) - held) >= (counts > 0).sum()
-    if repeated and enough and share <= 0.5:
-        splitter = StratifiedGroupKFold(n_splits=round(1 / share), shuffle=True, random_state=seed)
-        kept, out = next(splitter.split(rows, y, g))
-    elif repeated or not enough:
-        kept, out = next(GroupShuffleSplit(1, test_size=share, random_state=seed).split(rows, y, g))
-    else:
+    enough = counts.min() >= 2 and min(held, len(rows) - held) >= len(counts)
+    if enough and n_groups == len(g):
         kept, out = next(StratifiedShuffleSplit(1, test_size=held, random_state=seed).split(rows, y))
+    elif enough and n_groups <= MANY_GROUPS:
+        kept, out = _whole_folds(y, g, share, min(n_groups, int(counts.max()), MOST_PARTS), seed)
+    else:
+        size = min(max(1, round(share * n_groups)), n_groups - 1)
+        kept, out = next(GroupShuffleSplit(1, test_size=size, random_state=seed).split(rows, y, g))
     return np.sort(rows[kept]), np.sort(rows[out])
+
+
+def _whole_folds(y: Rows, groups: Rows, share: float, most: int, seed: int) -> tuple[Rows, Rows]:
+    """(kept, held out): as many of at most ``most`` stratified folds of whole groups as come nearest to the share."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    near = Fraction(share).limit_denominator(most)
+    part = min(max(near, Fraction(1, most)), Fraction(most - 1, most))
+    splitter = StratifiedGroupKFold(part.denominator, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # a class with fewer rows than folds is stratified as far as it goes
+        held = [out for _, out in splitter.split(y, y, groups)][: part.numerator]
+    out = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(y)), out), out
 
 
 def folds(codes: Rows, groups: Rows, n_folds: int, seed: int) -> tuple[list[tuple[Rows, Rows]], str]:
@@ -94,13 +124,14 @@ def folds(codes: Rows, groups: Rows, n_folds: int, seed: int) -> tuple[list[tupl
     n_groups = len(np.unique(groups))
     if n_groups < n_folds:
         raise UsageError(f"{n_folds} folds need as many groups; there are {n_groups}.")
-    rows = np.zeros(len(codes))
-    if n_groups == len(groups):
+    repeated = n_groups < len(groups)
+    kind: Any = StratifiedKFold
+    if repeated:
+        kind = GroupKFold if n_groups > MANY_GROUPS else StratifiedGroupKFold
+    if kind is not GroupKFold:
         _refuse_rare(codes, n_folds)
-        parts = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(rows, codes)
-        return list(parts), "StratifiedKFold"
-    kind = GroupKFold if n_groups > MANY_GROUPS else StratifiedGroupKFold
-    return list(kind(n_folds, shuffle=True, random_state=seed).split(rows, codes, groups)), kind.__name__
+    splitter = kind(n_folds, shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros(len(codes)), codes, groups if repeated else None)), kind.__name__
 
 
 def _refuse_rare(codes: Rows, n_folds: int) -> None:

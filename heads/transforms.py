@@ -29,11 +29,19 @@ def build(
         if name not in names:
             raise unknown_name("feature set in 'transform':", name, names)
     columns, start = [], 0
-    for name, dim in zip(names, dims, strict=True):
-        steps = [made for _, made in (_step(step, 0, seed) for step in transform.get(name, ()))]
-        columns.append((name, make_pipeline(*steps) if steps else "passthrough", list(range(start, start + dim))))
+    for index, (name, dim) in enumerate(zip(names, dims, strict=True)):
+        steps = [_step(step, 0, seed)[1] for step in transform.get(name, ())]
+        made = make_pipeline(*steps) if steps else "passthrough"
+        columns.append((f"set_{index}", made, list(range(start, start + dim))))
         start += dim
     return [("0_by_feature_set", ColumnTransformer(columns))]
+
+
+def for_sets(transform: Any, names: Sequence[str]) -> Any:
+    """The part of a transform that concerns the named feature sets."""
+    if not isinstance(transform, Mapping):
+        return transform
+    return {name: steps for name, steps in transform.items() if name in names}
 
 
 def _step(step: Step, index: int, seed: int) -> tuple[str, Any]:

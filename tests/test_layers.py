@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "embedcache.writing",
         "embedcache.jobs",
         "embedcache.precision",
+        "embedcache.encoding",
         "embedcache.opening",
     ),
     (
@@ -49,7 +50,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 APART = ("embedcache.datasets", "embedcache.backbones", "embedcache.store", "embedcache.demo")
 """These never import each other: only the layer above them brings them together."""
 
-CLOSED_TO_HEADS = ("embedcache.backbones", "embedcache.engines", "embedcache.datasets", *LAYERS[4])
+CLOSED_TO_HEADS = (
+    "embedcache.backbones",
+    "embedcache.engines",
+    "embedcache.datasets",
+    *(name for name in LAYERS[4] if name != "embedcache.encoding"),  # predict encodes what no cache has seen
+)
 
 HEAVY = frozenset({"torch", "torchvision", "timm", "transformers", "sentence_transformers"})
 HEAVY_AT_ONCE = ("embedcache.backbones.encoders", "embedcache.engines.local")

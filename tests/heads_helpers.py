@@ -1,0 +1,129 @@
+"""Tiny caches made by hand, for the tests of heads: every vector and every label is known."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedcache import samples
+from embedcache.catalog import DatasetFolder, DatasetRecord
+from embedcache.samples import SampleTable, text_id
+from embedcache.store import DONE, FAILED, Layout, create
+from embedcache.view import Features
+from heads.config import parse
+from heads.fit import FittedRun, Task, fit, prepare
+
+CLASSES = ("finch", "heron", "plover")
+
+
+def save_table(cache: Path, table: SampleTable, name: str = "tiny") -> DatasetFolder:
+    """A data set's folder in the cache, without features."""
+    folder = DatasetFolder(cache, name)
+    folder.save(DatasetRecord(name, "table", {}, ("tiny.csv",), table.counts, table.notes, "2024-01-01"), table)
+    return folder
+
+
+def add_features(
+    folder: DatasetFolder,
+    modality: Any,
+    vectors: Mapping[str, Sequence[float]],
+    *,
+    name: str | None = None,
+    failed: Collection[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    weights: str = "a",
+) -> Path:
+    """A sealed feature file. vectors: by image path or by text; ``failed`` items get zeros and the status failed."""
+    name = name or f"my-{modality}"
+    items = [*vectors, *failed]
+    dim = len(next(iter(vectors.values())))
+    rows = np.array([vectors.get(item, np.zeros(dim)) for item in items], np.float32)
+    ids = np.array([(text_id(item) if modality == "text" else item).encode() for item in items])
+    layout = Layout(ids, dim, "float32", {"modality": modality, "name": name, "weights": weights}, 64)
+    slug = "".join(letter if letter.isalnum() else "-" for letter in name)
+    path = folder.path / f"{modality}.{slug}.{weights}.h5"
+    record = {"backbone": name, "checkpoint": f"fake:{name}", "settings": dict(settings or {})}
+    status = np.array([FAILED if item in failed else DONE for item in items], np.uint8)
+    with create(path, layout, record, sync=False) as writer:
+        for block in range(layout.n_blocks):
+            part = layout.rows(block)
+            writer.write_block(block, rows[part], np.zeros((len(rows[part]), 16), np.uint8), status[part])
+        writer.seal(record)
+    return path
+
+
+def image_name(row: int) -> str:
+    """The image of a sample of ``separable``."""
+    return f"{row:03d}.jpg"
+
+
+def near(code: int, dim: int, rng: np.random.Generator, noise: float) -> np.ndarray:
+    """Four times the code's unit vector, and noise."""
+    return 4 * np.eye(dim)[code % dim] + rng.normal(scale=noise, size=dim)
+
+
+def separable(
+    cache: Path,
+    *,
+    n: int = 60,
+    split: Sequence[str | None] | None = None,
+    labels: Sequence[Any] | None = None,
+    noise: float = 0.1,
+    dim: int = 4,
+    **columns: Any,
+) -> DatasetFolder:
+    """``n`` images of three classes in turn, far from each other; two thirds train, one third test."""
+    labels = list(labels) if labels is not None else [CLASSES[row % 3] for row in range(n)]
+    split = split if split is not None else ["train" if row % 9 < 6 else "test" for row in range(n)]
+    ids = [f"s{row:03d}" for row in range(n)]
+    images = [image_name(row) for row in range(n)]
+    table = samples.build(ids, split=split, images=images, targets={"label": labels}, **columns)
+    folder = save_table(cache, table)
+    rng = np.random.default_rng(0)
+    codes = {label: code for code, label in enumerate(dict.fromkeys(map(str, labels)))}
+    vectors = {image: near(codes[str(label)], dim, rng, noise) for image, label in zip(images, labels, strict=True)}
+    add_features(folder, "image", vectors)
+    return folder
+
+
+def captioned(cache: Path, *, n: int = 72, captions: int = 3, **columns: Any) -> DatasetFolder:
+    """Four classes of which the image tells the half and the captions the other half; both together tell all."""
+    rng = np.random.default_rng(1)
+    images = [image_name(row) for row in range(n)]
+    texts = [[f"caption {number} of {row}" for number in range(captions)] for row in range(n)]
+    split = ["train" if row % 12 < 8 else "test" for row in range(n)]
+    codes = [row % 4 for row in range(n)]
+    table = samples.build(
+        [f"s{row:03d}" for row in range(n)],
+        split=split,
+        images=images,
+        texts=texts,
+        targets={"label": [f"class {code}" for code in codes]},
+        **columns,
+    )
+    folder = save_table(cache, table)
+    add_features(folder, "image", {image: near(codes[row] // 2, 3, rng, 0.3) for row, image in enumerate(images)})
+    add_features(
+        folder,
+        "text",
+        {text: near(codes[row] % 2, 2, rng, 0.3) for row, own in enumerate(texts) for text in own},
+    )
+    return folder
+
+
+def prepared(cache: Path, **document: Any) -> Task:
+    """A task from the keys of a grid file."""
+    return prepare(parse({"jobs": 1, **document}), cache)
+
+
+def fitted(cache: Path, **document: Any) -> list[FittedRun]:
+    """Runs from the keys of a grid file."""
+    return fit(prepared(cache, **document))
+
+
+def bare(table: SampleTable) -> Features:
+    """All samples, without vectors: what splits are made from."""
+    return Features(table, (), np.arange(table.samples.num_rows), "mean", {})
