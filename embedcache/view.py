@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from embedcache.errors import UsageError, unknown_name
 from embedcache.items import fixed_length, positions
@@ -345,6 +346,21 @@ def _each_caption(
             references = file_rows[image.references[image.offsets[sample_rows]]]
         sets.append(FeatureSet(name, file, references, np.arange(len(references) + 1)))
     return Features(table, tuple(sets), sample_rows, "each", left_out)
+
+
+def content_digests(features: Features) -> pa.Table:
+    """What each sample's vectors were made from: ``id`` and ``content``, the xxh3-128 of its items' content digests.
+
+    A sample whose photo or caption has changed since gets another digest; one that is untouched keeps its own.
+    """
+    parts: dict[int, list[bytes]] = {int(row): [] for row in features.sample_rows}
+    for one in features.sets:
+        contents = one.file.content[one.references]
+        for unit, row in enumerate(features.sample_rows):
+            parts[int(row)].append(contents[one.offsets[unit] : one.offsets[unit + 1]].tobytes())
+    rows = pa.array(list(parts), pa.int64())
+    digests = [xxhash.xxh3_128_hexdigest(b"".join(found)) for found in parts.values()]
+    return pa.table({"id": combined(features.table.samples["id"]).take(rows), "content": pa.array(digests)})
 
 
 def shared_groups(features: Features) -> npt.NDArray[np.int64]:

@@ -124,16 +124,18 @@ def search(
 
     began = time.perf_counter()
     parameters = [{**fixed, **found.points[index]} for index in found.unique]
-    outcomes: list[list[_Outcome]] = []
-    threads = max(1, jobs // min(jobs, len(parameters)))
-    with _bar(len(parameters) * len(folds), progress) as bar, _parallel(jobs, threads) as parallel:
-        for fold in _transformed(transform, x, codes, folds):
-            calls = (delayed(_fit_and_score)(head.build(one, seed), fold, score) for one in parameters)
-            row = []
-            for outcome in parallel(calls):
-                row.append(outcome)
-                bar.update()
-            outcomes.append(row)
+    fits = len(parameters) * len(folds)
+    calls = (  # of all folds in one stream: no worker waits for the last candidate of a fold
+        delayed(_fit_and_score)(head.build(one, seed), fold, score)
+        for fold in _transformed(transform, x, codes, folds)
+        for one in parameters
+    )
+    done: list[_Outcome] = []
+    with _bar(fits, progress) as bar, _parallel(jobs, max(1, jobs // min(jobs, fits))) as parallel:
+        for outcome in parallel(calls):
+            done.append(outcome)
+            bar.update()
+    outcomes = [done[start : start + len(parameters)] for start in range(0, fits, len(parameters))]
     rows = _rows(found, fixed, outcomes)
     if not any(np.isfinite(row["mean_test_score"]) for row in rows):
         reasons = (outcome.error for row in outcomes for outcome in row if outcome.error)
@@ -164,7 +166,7 @@ class _Outcome:
 def _transformed(
     transform: Sequence[tuple[str, Any]], x: Matrix, codes: Rows, folds: Sequence[tuple[Rows, Rows]]
 ) -> Iterator[_Fold]:
-    """Each fold with its transforms fitted on its training rows; one fold in memory at a time."""
+    """Each fold with its transforms fitted on its training rows, made when its first candidate is due."""
     from sklearn.base import clone
     from sklearn.pipeline import Pipeline
 

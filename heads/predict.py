@@ -18,7 +18,7 @@ from embedcache.errors import AllItemsFailedError, UsageError
 from embedcache.files import replacing
 from embedcache.options import Options
 from embedcache.provenance import Modality
-from embedcache.view import CAPTIONS, Features
+from embedcache.view import CAPTIONS, Features, content_digests
 from heads.saved import FeatureBinding, FittedHead
 
 TOP = 5
@@ -107,23 +107,43 @@ def _encoded(
     return encode(reference, items, modality, checkpoint=checkpoints.get(binding.name), options=options)
 
 
-def predict_dataset(head: FittedHead, dataset: CachedDataset, split: str | None = None) -> Predictions:
+def predict_dataset(
+    head: FittedHead, dataset: CachedDataset, split: str | None = None, seen: pa.Table | None = None
+) -> Predictions:
     """Labels of a cached data set's samples, or of one split; samples without all features are named as failures.
 
-    Raises MissingFeaturesError where the cache lacks a feature set that the head was fitted on.
+    seen: what a run saw (its ``seen.parquet``); only samples that are new since, or whose items have changed, are
+    predicted then. Raises MissingFeaturesError where the cache lacks a feature set that the head was fitted on.
     """
     captions = next(policy for policy in CAPTIONS if policy == head.captions)
     queries = [f"{one.name.partition('@')[0]}@{one.fingerprint}" for one in head.features]
     features = dataset.features(*queries, captions=captions)
     head.check(features)
-    chosen = _of_split(features, split)
-    wanted = _of_split(Features(dataset.table, (), np.arange(dataset.table.samples.num_rows), "mean", {}), split)
+    whole = Features(dataset.table, (), np.arange(dataset.table.samples.num_rows), "mean", {})
+    chosen, wanted = _of_split(features, split), _of_split(whole, split)
+    if seen is not None:
+        chosen, wanted = _news(chosen, wanted, seen)
     probabilities, samples = _mean_per_sample(head, chosen)
     lacking = sorted(set(wanted.ids) - set(chosen.ids))
     failures = dict.fromkeys(map(str, lacking), "it lacks features")
     ids = chosen.column("id")
     first = {int(row): str(name) for row, name in zip(chosen.sample_rows, ids, strict=True)}
     return Predictions(tuple(first[int(row)] for row in samples), head.classes, probabilities, failures)
+
+
+def _news(features: Features, wanted: Features, seen: pa.Table) -> tuple[Features, Features]:
+    """The units, and the samples, that are new since or have changed since."""
+    before = dict(zip(seen["id"].to_pylist(), seen["content"].to_pylist(), strict=True))
+    now = content_digests(features)
+    same = {
+        name for name, digest in zip(now["id"].to_pylist(), now["content"].to_pylist(), strict=True)
+        if before.get(name) == digest
+    }  # fmt: skip
+    have = set(features.ids)
+    fresh = np.array([name not in same for name in features.ids], bool)
+    missing = np.array([name not in before and name not in have for name in wanted.ids], bool)
+    changed = np.isin(wanted.sample_rows, features.sample_rows[fresh])
+    return features.take(fresh), wanted.take(missing | changed)
 
 
 def _of_split(features: Features, split: str | None) -> Features:
@@ -138,6 +158,8 @@ def _of_split(features: Features, split: str | None) -> Features:
 
 def _mean_per_sample(head: FittedHead, features: Features) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Probabilities averaged over a sample's units (captions), and the samples they are of."""
+    if not len(features):
+        return np.zeros((0, len(head.classes))), np.zeros(0, np.int64)
     found = head.predict_proba(features.matrix())
     samples, inverse = np.unique(features.sample_rows, return_inverse=True)
     mean = np.zeros((len(samples), found.shape[1]))

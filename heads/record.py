@@ -17,19 +17,20 @@ import pyarrow as pa
 from embedcache.cache import file_name
 from embedcache.errors import DataNotFoundError
 from embedcache.files import replacing, write_json
-from embedcache.samples import write_parquet
-from embedcache.view import Features
+from embedcache.samples import read_parquet, write_parquet
+from embedcache.view import Features, content_digests
 from heads.config import HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
 from heads.metrics import METRICS, Interval, bootstrap, interval, rank_of_truth
 from heads.transforms import for_sets
 
 TOP = 5
-CONFIG, METRICS_FILE, CV_RESULTS, PREDICTIONS, HEAD = (
+CONFIG, METRICS_FILE, CV_RESULTS, PREDICTIONS, SEEN, HEAD = (
     "config.yaml",
     "metrics.json",
     "cv_results.csv",
     "predictions.parquet",
+    "seen.parquet",
     "head",
 )
 
@@ -135,6 +136,8 @@ def write_run(folder: Path, task: Task, run: FittedRun) -> None:
     if run.search is not None:
         _write_rows(folder / CV_RESULTS, run.search.rows)
     write_parquet(folder / PREDICTIONS, predictions(run))
+    whole = next(one for one in task.sets if one.names == run.features.names)
+    write_parquet(folder / SEEN, content_digests(whole))
     run.head.save(folder / HEAD)
 
 
@@ -254,6 +257,11 @@ def listed(out: Path) -> list[dict[str, Any]]:
             names = " + ".join(one["name"] for one in found["features"])
             rows.append({"run": file.parent.relative_to(out).as_posix(), "features": names, "score": shown})
     return rows
+
+
+def read_seen(folder: Path) -> pa.Table:
+    """What a run saw of its data set: ``id`` and ``content`` of every sample that had features."""
+    return read_parquet(folder / SEEN)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,21 @@ def test_the_command_prints_json_and_writes_a_submission(birds: Path, tmp_path: 
     lines = submission.read_text().splitlines()
     assert lines[0] == "id,label"
     assert len(lines) == 25
+
+
+def test_only_the_news_since_a_run_is_predicted(birds: Path, tmp_path: Path) -> None:
+    shutil.copytree(birds, tmp_path / "birds")
+    folder = tmp_path / "birds"
+    common = ("--cache", folder / "cache", "--out", folder / "runs")
+    since = ("predict", *common, "--dataset", "cub", "--changed-since", "latest", "--json")
+    assert json.loads(call(*since).stdout)["predictions"] == []
+    images = sorted((folder / "data" / "CUB_200_2011" / "images").rglob("*.jpg"))
+    shutil.copy(images[5], images[0])
+    captions = sorted((folder / "data" / "text_c10").rglob("*.txt"))
+    captions[7].write_text("a quite different caption\n")
+    backbones = ("--backbone", "demo-image", "--backbone", "demo-text")
+    call("extract", "--data", folder / "data", *backbones, "--cache", folder / "cache")
+    found = json.loads(call(*since).stdout)["predictions"]
+    samples = ec.open(folder / "cache")["cub"].samples.set_index("id")
+    changed = {Path(samples.loc[row["id"], "image"]).stem for row in found}
+    assert changed == {images[0].stem, captions[7].stem}

@@ -50,8 +50,8 @@ class BackboneSettings:
                 raise UsageError(f"{name} must be positive, got {value}.")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise UsageError(f"value_range must be (low, high) with low < high, got {self.value_range}.")
-        if self.channels is not None and len(self.channels) not in (1, 3):
-            raise UsageError(f"channels must name one or three channels, got {self.channels}.")
+        if self.channels is not None and (len(self.channels) not in (1, 3) or min(self.channels) < 0):
+            raise UsageError(f"channels must name one or three channels, counted from 0, got {self.channels}.")
 
     def stated(self) -> dict[str, Any]:
         """The settings that are not defaults, as JSON."""

@@ -66,7 +66,8 @@ def cached(name: str, revision: str | None) -> Checkpoint | None:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any((folder / weights).exists() for weights in WEIGHT_NAMES)
+    """In it, or where older sentence-transformers keep them (``0_Transformer``)."""
+    return any((folder / name).exists() or any(folder.glob(f"0_*/{name}")) for name in WEIGHT_NAMES)
 
 
 def fetch(name: str, revision: str | None, alias: str) -> Checkpoint:
@@ -88,13 +89,20 @@ def fetch(name: str, revision: str | None, alias: str) -> Checkpoint:
             f"'hf auth login', then run: python cli.py fetch {alias}"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        where = Path(constants.HF_HUB_CACHE)
-        raise CheckpointNotFoundError(
-            f"The files of the checkpoint {name!r}{f' at revision {revision}' if revision else ''} are not on this "
-            f"machine: looked in {where}, and the hub cannot be reached ({type(error).__name__}). Where there is a "
-            f"network, run: python cli.py fetch {alias}  (then copy {where / _folder_name(name)} here, or set HF_HOME)."
-        ) from error
+        reason = f"the hub cannot be reached ({type(error).__name__})"
+        raise _not_here(name, revision, alias, Path(constants.HF_HUB_CACHE), reason) from error
+    if not _has_weights(folder):
+        reason = "what is there, or on the hub, has no weights in safetensors or torch's format"
+        raise _not_here(name, revision, alias, Path(constants.HF_HUB_CACHE), reason)
     return Checkpoint(name, folder, commit=folder.name)
+
+
+def _not_here(name: str, revision: str | None, alias: str, where: Path, reason: str) -> CheckpointNotFoundError:
+    return CheckpointNotFoundError(
+        f"The files of the checkpoint {name!r}{f' at revision {revision}' if revision else ''} are not on this "
+        f"machine: looked in {where}, and {reason}. Where there is a network, run: python cli.py fetch {alias}  "
+        f"(then copy {where / _folder_name(name)} here, or set HF_HOME)."
+    )
 
 
 def _folder_name(name: str) -> str:

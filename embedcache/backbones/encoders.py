@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +46,10 @@ class ImageEncoder:
         self.device = torch.device(device)
         self.dtype = torch.float32
         self.module = frozen(module, device)
+        self._layout = torch.contiguous_format
+        if self.device.type == "cpu":  # convolutions take a third of the time; a model without any does not care
+            self._layout = torch.channels_last
+            self.module.to(memory_format=torch.channels_last)
         self._preprocessing = preprocessing
         self._vectors = vectors
         self._mean = torch.tensor(preprocessing.mean, device=device).view(-1, 1, 1)
@@ -69,7 +74,13 @@ class ImageEncoder:
     def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
         """Vectors (n, dim) of a batch of images."""
         pixels = to_device(torch.from_numpy(np.stack([item.array for item in batch])), self.device)
-        scaled = pixels.float().mul_(self._preprocessing.scale).sub_(self._mean).div_(self._std)
+        scaled = (
+            pixels.contiguous(memory_format=self._layout)
+            .float()
+            .mul_(self._preprocessing.scale)
+            .sub_(self._mean)
+            .div_(self._std)
+        )
         return self._vectors(scaled.to(self.dtype))
 
 
@@ -105,6 +116,7 @@ class TextEncoder:
         self._max_length = max_length
         self._lowercase = lowercase
         self._prompt = prompt
+        self._turn = Lock()
 
     def cast(self, dtype: FloatType) -> None:
         """Compute in ``dtype``."""
@@ -116,7 +128,8 @@ class TextEncoder:
         texts = [self._prompt + text for text in checked if isinstance(text, str)]
         if self._lowercase:
             texts = [text.lower() for text in texts]
-        tokens = iter(self._tokenize(texts) if texts else [])
+        with self._turn:  # truncation is a state of the tokenizer: another thread's would cut, or not cut, these texts
+            tokens = iter(self._tokenize(texts) if texts else [])
         return [next(tokens) if isinstance(text, str) else text for text in checked]
 
     def _tokenize(self, texts: list[str]) -> list[Prepared | ItemError]:

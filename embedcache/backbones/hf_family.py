@@ -87,7 +87,7 @@ class HfBackbone:
     @cached_property
     def max_length(self) -> int:
         """Tokens: the settings', or as many as tokenizer and position embeddings allow."""
-        limit = _position_limit(self.folder, self.config)
+        limit = position_limit(self.folder, self.config)
         asked = self.settings.max_length
         if asked is not None and asked > limit:
             raise UsageError(f"{self.name} reads {limit} tokens at most; --max-length asks for {asked}.")
@@ -139,15 +139,14 @@ class HfBackbone:
 
     def _build(self) -> Any:
         import torch
-        from transformers import AutoConfig, AutoModel
 
-        config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
-        options = self._pooler_option(config)
+        config, kind = self._architecture()
+        options = self._pooler_option(kind)
         if self.settings.weights is not None:
             options["state_dict"] = checkpoints.read_tensors(self.files)
         try:
             with quiet_progress():
-                model, report = AutoModel.from_pretrained(
+                model, report = kind.from_pretrained(
                     None if "state_dict" in options else self.folder,
                     config=config,
                     dtype=torch.float32,
@@ -160,12 +159,19 @@ class HfBackbone:
         self._refuse_missing(report)
         return model
 
-    def _pooler_option(self, config: Any) -> dict[str, Any]:
-        """``add_pooling_layer``, where the architecture has the choice: built only where it is asked for."""
-        from transformers import AutoModel
+    def _architecture(self) -> tuple[Any, Any]:
+        """The configuration as transformers reads it, and the class of the model without a head."""
+        from transformers import AutoConfig, AutoModel
 
-        kind = AutoModel._model_mapping[type(config)]
-        kind = kind[0] if isinstance(kind, tuple | list) else kind
+        try:
+            config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+            kind = AutoModel._model_mapping[type(config)]
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{self.name}: transformers knows no model for its config.json: {error}") from error
+        return config, kind[0] if isinstance(kind, tuple | list) else kind
+
+    def _pooler_option(self, kind: Any) -> dict[str, Any]:
+        """``add_pooling_layer``, where the architecture has the choice: built only where it is asked for."""
         if "add_pooling_layer" not in inspect.signature(kind.__init__).parameters:
             return {}
         return {"add_pooling_layer": self.pooling == "pooler"}
@@ -221,14 +227,19 @@ class HfBackbone:
 
 @contextmanager
 def quiet_progress() -> Iterator[None]:
-    """Hold back transformers' own progress bar, which would break ours, and put it back as it was."""
+    """Hold back transformers' progress bar and its report of weights, which would break ours; then as it was.
+
+    What the report says of missing weights is asked for and refused; unused ones (a pooler, a head) are no news.
+    """
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
@@ -263,7 +274,7 @@ def tokenizer_digests(folder: Path) -> dict[str, str]:
     return {name: checkpoints.digest_file(folder / name) for name in TOKENIZER_FILES if (folder / name).exists()}
 
 
-def _position_limit(folder: Path, config: Mapping[str, Any]) -> int:
+def position_limit(folder: Path, config: Mapping[str, Any]) -> int:
     """Tokens that tokenizer and position embeddings allow; RoBERTa's positions begin after its padding id."""
     limits = [512]
     tokenizer_config = folder / "tokenizer_config.json"

@@ -7,16 +7,17 @@ Decoding and resizing are Pillow's, which lets go of the interpreter while it wo
 from __future__ import annotations
 
 import io
-import warnings
+import math
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from embedcache.backbones.base import BackboneSettings, Prepared
-from embedcache.errors import ItemError
+from embedcache.errors import ItemError, UsageError
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -26,7 +27,11 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is decoded, whatever a file is called. Pillow knows more, and runs another program for some (EPS)."""
 EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+MOST_PAGES = 64
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,15 @@ class ImagePreprocessing:
 
     def _rgb(self, payload: bytes) -> Image.Image:
         image = open_image(payload)
-        if image.mode not in EIGHT_BIT_MODES:
-            raise ItemError(
-                f"its pixels are {image.mode!r}, not 8-bit: state what they range over with --value-range LOW,HIGH"
-            )
-        if self.exif:
-            image = ImageOps.exif_transpose(image)
-        return image.convert("RGB")
+        try:
+            if reason := beyond_rgb(image, payload):
+                raise ItemError(f"{reason}: state what its numbers range over with --value-range LOW,HIGH")
+            upright = ImageOps.exif_transpose(image) if self.exif else image
+            return upright.convert("RGB")
+        except ItemError:
+            raise
+        except Exception as error:
+            raise ItemError(f"it cannot be decoded: {_one_line(error)}") from error
 
     def _stated_planes(self, payload: bytes) -> list[Image.Image]:
         """One float plane per stated channel, scaled so that the value range becomes [0, 255]."""
@@ -84,6 +91,8 @@ class ImagePreprocessing:
         if len(channels) not in (1, 3) or max(channels) >= pixels.shape[2]:
             raise ItemError(f"it has {pixels.shape[2]} channels: state one or three of them with --channels")
         low, high = self.value_range or (0.0, 255.0)
+        if pixels.dtype == np.uint8 and high > 255:
+            raise ItemError(f"its pixels are 8-bit as decoded, and the value range goes to {high:g}")
         scaled = np.clip((pixels.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
         return [Image.fromarray(np.ascontiguousarray(scaled[:, :, channel])) for channel in channels]
 
@@ -113,28 +122,84 @@ class ImagePreprocessing:
 
 
 def open_image(payload: bytes) -> Image.Image:
-    """A decoded Pillow image. Raises ItemError on damage, truncation and decompression bombs."""
+    """A decoded Pillow image. Raises ItemError on damage, truncation and decompression bombs.
+
+    Runs on threads, so it looks at the size itself: warning filters are the whole process's.
+    """
     if not payload:
         raise ItemError("the file is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(payload))
-            image.load()
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ItemError(f"it may be a decompression bomb: {error}") from error
-        except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
-            raise ItemError(f"it cannot be decoded: {_one_line(error)}") from error
+    try:
+        image = Image.open(io.BytesIO(payload), formats=_formats())
+        _refuse_bomb(image.width * image.height)
+        image.load()
+    except ItemError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ItemError(f"it may be a decompression bomb: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ItemError(_unidentified(payload)) from error
+    except Exception as error:  # decoders meet damage with errors of many kinds (struct, zlib, index, key)
+        raise ItemError(f"it cannot be decoded: {_one_line(error)}") from error
     return image
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _refuse_bomb(numbers: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and numbers > limit:
+        raise ItemError(f"it may be a decompression bomb: {numbers:,} pixels, more than {limit:,}")
+
+
+def _unidentified(payload: bytes) -> str:
+    if payload[:4] in TIFF_STARTS:
+        return "it is a TIFF that is no photo: state its --value-range LOW,HIGH and --channels"
+    return f"it is no image of a known format ({', '.join(FORMATS)})"
+
+
+def beyond_rgb(image: Image.Image, payload: bytes) -> str | None:
+    """Why a decoded image is more than 8-bit RGB or grey; None where it is not.
+
+    Pillow's mode does not say it all: colours of 16 bits, channels beyond alpha and pages after the first are
+    dropped on the way to it.
+    """
+    if image.mode not in EIGHT_BIT_MODES:
+        return f"its pixels are {image.mode!r}, not 8-bit"
+    if _is_deep_png(payload):
+        return "its pixels are 16-bit"
+    if image.format != "TIFF":
+        return None
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    if bits > 8:
+        return f"its pixels are {bits}-bit"
+    if 0 in tags.get(TiffImagePlugin.EXTRASAMPLES, ()):
+        return "it has channels that are neither colour nor alpha"
+    return "it holds several pages" if getattr(image, "is_animated", False) else None
+
+
+def _is_deep_png(payload: bytes) -> bool:
+    """Whether a PNG's header says 16 bits."""
+    return payload[:8] == b"\x89PNG\r\n\x1a\n" and payload[24:25] == b"\x10"
+
+
 def read_pixels(payload: bytes) -> npt.NDArray[Any]:
-    """Raw numbers of an image of any depth, (height, width, channels). TIFF needs the extra ``[tiff]``."""
-    if payload[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    """Raw numbers of an image of any depth, (height, width, channels), as stored: EXIF is not followed.
+
+    TIFF needs the extra ``[tiff]``.
+    """
+    if payload[:4] in TIFF_STARTS:
         pixels = _read_tiff(payload)
+    elif _is_deep_png(payload):
+        pixels = _read_deep_png(payload)
     else:
-        pixels = np.asarray(open_image(payload))
+        image = open_image(payload)
+        pixels = np.asarray(image.convert({"P": "RGB", "PA": "RGBA", "1": "L"}.get(image.mode, image.mode)))
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or pixels.dtype.kind not in "uif":
@@ -150,9 +215,32 @@ def _read_tiff(payload: bytes) -> npt.NDArray[Any]:
     except ImportError:
         return np.asarray(open_image(payload))
     try:
-        return np.asarray(tifffile.imread(io.BytesIO(payload)))
-    except (ValueError, OSError, KeyError, IndexError) as error:
+        with tifffile.TiffFile(io.BytesIO(payload), _multifile=False) as file:
+            if len(file.pages) > MOST_PAGES:
+                raise ItemError(f"it holds {len(file.pages)} pages; more than {MOST_PAGES} are not read")
+            series = file.series[0]
+            _refuse_bomb(max(math.prod(sorted(series.shape)[-2:]), series.size // MOST_PAGES))
+            return np.asarray(series.asarray())
+    except ItemError:
+        raise
+    except Exception as error:  # as above
         raise ItemError(f"it cannot be decoded: {_one_line(error)}") from error
+
+
+def _read_deep_png(payload: bytes) -> npt.NDArray[Any]:
+    """16-bit PNG. Of colours Pillow keeps the upper bytes alone; read as if low bytes came last, it keeps those."""
+    upper = open_image(payload)
+    if upper.mode not in ("RGB", "RGBA"):
+        return np.asarray(upper)
+    try:
+        lower = Image.open(io.BytesIO(payload), formats=("PNG",))
+        if any(part.args != f"{lower.mode};16B" for part in lower.tile):
+            raise ItemError("16-bit grey with alpha is not read from a PNG: save it as a TIFF")
+        lower.tile = [part._replace(args=f"{lower.mode};16L") for part in lower.tile]
+        lower.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ItemError(f"it cannot be decoded: {_one_line(error)}") from error
+    return np.asarray(np.asarray(upper).astype(np.uint16) << 8 | np.asarray(lower))
 
 
 def _one_line(error: BaseException) -> str:
@@ -163,10 +251,18 @@ def stated(preprocessing: ImagePreprocessing, settings: BackboneSettings) -> Ima
     """The checkpoint's own preprocessing with what the user stated about pixels and size in its place."""
     from dataclasses import replace
 
-    changed = replace(preprocessing, value_range=settings.value_range, channels=settings.channels)
+    value_range = (
+        None if settings.value_range is None else (float(settings.value_range[0]), float(settings.value_range[1]))
+    )
+    changed = replace(preprocessing, value_range=value_range, channels=settings.channels)
+    shapeless = preprocessing.crop is None and preprocessing.size is None
     if settings.image_size is None:
+        if shapeless:
+            raise UsageError("This checkpoint keeps each image's own shape: state the one to use with --image-size.")
         return changed
     side = settings.image_size
+    if shapeless:
+        return replace(changed, shortest_edge=side, crop=(side, side))
     was = (preprocessing.crop or preprocessing.size or (side, side))[0]
     edge = preprocessing.shortest_edge
     return replace(

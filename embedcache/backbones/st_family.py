@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedcache.backbones import checkpoints
 from embedcache.backbones.base import BackboneSettings
-from embedcache.backbones.hf_family import NEUTRAL_CONFIG, quiet_progress, tokenizer_digests
+from embedcache.backbones.hf_family import NEUTRAL_CONFIG, position_limit, quiet_progress, tokenizer_digests
 from embedcache.errors import CheckpointError, UsageError
 from embedcache.provenance import EncoderIdentity, Modality
 
@@ -49,18 +49,33 @@ class StBackbone:
             pooling="modules",
             preprocessing={
                 "tokenizer": tokenizer_digests(self._first_folder()),
-                "lowercase": self.settings.lowercase,
-                "prompt": self.settings.prompt,
+                "lowercase": self.settings.lowercase or bool(self._own.get("do_lower_case")),
+                "prompt": self.prompt,
                 "max_length": self.max_length,
             },
         )
 
     @cached_property
+    def _own(self) -> dict[str, Any]:
+        """How the first module treats texts, by the name that every version has given the file."""
+        return _json(self._first_folder() / "sentence_bert_config.json")
+
+    @property
+    def prompt(self) -> str:
+        """The settings', or the checkpoint's default one."""
+        own = _json(self.folder / "config_sentence_transformers.json")
+        return self.settings.prompt or (own.get("prompts") or {}).get(own.get("default_prompt_name")) or ""
+
+    @cached_property
     def max_length(self) -> int:
         """Tokens: the settings', or the checkpoint's own."""
-        own = self._first_folder() / "sentence_bert_config.json"
-        stated = json.loads(own.read_text(encoding="utf-8")).get("max_seq_length") if own.exists() else None
-        return int(self.settings.max_length or stated or 512)
+        folder = self._first_folder()
+        limit = position_limit(folder, _json(folder / "config.json"))
+        own = int(self._own.get("max_seq_length") or limit)
+        asked = self.settings.max_length
+        if asked is not None and asked > max(own, limit):
+            raise UsageError(f"{self.name} reads {max(own, limit)} tokens at most; --max-length asks for {asked}.")
+        return asked or own
 
     def _first_folder(self) -> Path:
         return self.folder / str(self.modules[0]["path"])
@@ -75,8 +90,7 @@ class StBackbone:
         return tensors
 
     def _configuration(self, module: Mapping[str, Any]) -> dict[str, Any]:
-        path = self.folder / str(module["path"]) / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        config = _json(self.folder / str(module["path"]) / "config.json")
         kept = {key: value for key, value in config.items() if key not in NEUTRAL_CONFIG}
         return {"type": str(module["type"]).rsplit(".", 1)[-1], **kept}
 
@@ -93,6 +107,7 @@ class StBackbone:
         from embedcache.backbones.encoders import TextEncoder
 
         try:
+            self._refuse_missing()
             with quiet_progress():
                 model = SentenceTransformer(
                     str(self.folder), device=device, local_files_only=True, model_kwargs={"dtype": torch.float32}
@@ -112,8 +127,33 @@ class StBackbone:
             device,
             max_length=self.max_length,
             lowercase=self.settings.lowercase,
-            prompt=self.settings.prompt,
+            prompt=self.prompt,
         )
+
+    def _refuse_missing(self) -> None:
+        """sentence-transformers says nothing of weights that the checkpoint lacks, so they are asked for here.
+
+        A pooler is built and never used: the pooling is a module of its own.
+        """
+        import torch
+        from transformers import AutoModel
+
+        with quiet_progress():
+            _, report = AutoModel.from_pretrained(
+                self._first_folder(), dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
+        missing = sorted(str(key) for key in report["missing_keys"] if "pooler" not in str(key).split("."))
+        if missing:
+            raise CheckpointError(
+                f"{self.name}: {len(missing)} weights are missing from the checkpoint ({', '.join(missing[:6])} …); "
+                "they would be random numbers."
+            )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A small JSON file; empty where there is none."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def resolve(name: str, checkpoint: str, settings: BackboneSettings) -> StBackbone:
@@ -127,4 +167,8 @@ def resolve(name: str, checkpoint: str, settings: BackboneSettings) -> StBackbon
         raise CheckpointError(
             f"{found.folder} has no modules.json: it is no sentence-transformers checkpoint. Try hf:{checkpoint}."
         )
+    modules = json.loads((found.folder / "modules.json").read_text(encoding="utf-8"))
+    first = str(modules[0]["type"]).rsplit(".", 1)[-1]
+    if first != "Transformer":
+        raise CheckpointError(f"{name} begins with a module {first!r}; only 'Transformer' is supported.")
     return StBackbone(name, settings, found.folder, found.name, found.commit)

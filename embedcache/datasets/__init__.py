@@ -67,11 +67,16 @@ def discover(data: Path) -> list[Dataset]:
     if (root := Cub.find(data)) is not None:
         cub = Cub.open(data)
         found.append(cub)
-        claimed |= {root, *([cub.captions] if cub.captions else [])}
-    found += [Folder.open(root) for root in Folder.find(data) if not claimed & {root, *root.iterdir()}]
+        claimed |= {root, data / "segmentations", *([cub.captions] if cub.captions else [])}
+    found += [Folder.open(root) for root in Folder.find(data) if not _overlaps(root, claimed)]
     if not found:
         raise DataNotFoundError(f"No data set was found in {data}. {how_to_bring_data()}")
     return found
+
+
+def _overlaps(folder: Path, claimed: set[Path]) -> bool:
+    """Whether a folder is, holds or lies in one that a data set has already."""
+    return any(folder == taken or taken in folder.parents or folder in taken.parents for taken in claimed)
 
 
 def how_to_bring_data() -> str:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Protocol
 
-from embedcache.errors import DataNotFoundError, ItemError
+from embedcache.errors import DataNotFoundError, ItemError, UsageError
 from embedcache.samples import SampleTable
 
 IMAGE_SUFFIXES = frozenset({
@@ -67,14 +67,34 @@ def is_image(name: str) -> bool:
 
 
 def walk_images(folder: Path) -> list[str]:
-    """Paths of all images below ``folder``, relative, with forward slashes, sorted."""
+    """Paths of all images below ``folder``, relative, with forward slashes, sorted.
+
+    Raises UsageError for a name that is not UTF-8, which no table can hold.
+    """
     found: list[str] = []
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_loop(parent, name))
         relative = Path(parent).relative_to(folder).as_posix()
         prefix = "" if relative == "." else f"{relative}/"
         found += [prefix + name for name in files if is_image(name)]
+    _refuse_undecodable(found, folder)
     return sorted(found)
+
+
+def _refuse_undecodable(paths: list[str], folder: Path) -> None:
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"The name of an image below {folder} is not UTF-8: {os.fsencode(path)!r}. Rename it."
+            ) from error
+
+
+def _is_loop(parent: str, name: str) -> bool:
+    """Whether a folder is a link to one that holds it."""
+    path = Path(parent, name)
+    return path.is_symlink() and Path(parent).resolve().is_relative_to(path.resolve())
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

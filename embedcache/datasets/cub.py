@@ -79,6 +79,11 @@ class Cub:
         names = _index(self.root / "classes.txt") if (self.root / "classes.txt").is_file() else {}
         _refuse_gaps(paths, labels, self.root / "image_class_labels.txt")
         _refuse_gaps(paths, train, self.root / "train_test_split.txt")
+        if odd := [key for key in paths if train[key] not in ("0", "1")]:
+            raise UsageError(
+                f"{self.root / 'train_test_split.txt'}: expected 1 (train) or 0 (test) for image {odd[0]}, "
+                f"got {train[odd[0]]!r}."
+            )
         captions = [self._captions(path) for path in paths.values()] if self.captions else None
         return build(
             list(paths),

@@ -7,13 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from embedcache.errors import DataNotFoundError, UsageError, unknown_name
-from embedcache.samples import SPLIT_NAMES, SampleTable, build, canonical_split
+from embedcache.samples import SPLIT_NAMES, SampleTable, build, canonical_split, combined
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+LARGEST_ROW = 256 << 20
+"""Bytes that one row of a CSV or JSON file may have."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Table:
     def default_name(self) -> str:
         """The file's name, or the folder's where there are several."""
         first = self.files[0].resolve()
-        return first.stem if len(self.files) == 1 else first.parent.name
+        return _stem(first) if len(self.files) == 1 else first.parent.name
 
     @property
     def image_folder(self) -> Path:
@@ -73,8 +77,8 @@ class Table:
 
     def read(self) -> SampleTable:
         """One sample per row; without an id column, the row's number in its file (``train:17``)."""
-        tables = [self._rows(file) for file in self.files]
-        rows = pa.concat_tables(tables, promote_options="permissive")
+        rows = self._all_rows()
+        pa.default_memory_pool().release_unused()  # what parsing took would otherwise stay beside all that follows
         return build(
             rows["id"],
             split=rows["split"] if "split" in rows.column_names else None,
@@ -85,34 +89,49 @@ class Table:
             weight=_numbers(rows["weight"], "weight") if self.columns.weight else None,
         )
 
-    def _rows(self, file: Path) -> pa.Table:
-        """One file's columns under our names."""
+    def _all_rows(self) -> pa.Table:
+        """All files' rows, every column in one piece."""
+        known: dict[str, None] = {}
+        tables = [self._rows(file, known) for file in self.files]
+        for name in ("label", "split"):
+            column = getattr(self.columns, name)
+            if column is not None and column not in known:
+                raise unknown_name(f"{name} column in {', '.join(map(str, self.files))}:", column, known)
+        try:
+            return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        except pa.ArrowException as error:
+            raise UsageError(f"A column is not of one kind in {', '.join(map(str, self.files))}: {error}") from error
+
+    def _rows(self, file: Path, known: dict[str, None]) -> pa.Table:
+        """One file's columns under our names; ``known`` gathers theirs."""
         table = read_table(file)
+        known |= dict.fromkeys(table.column_names)
         found: dict[str, Any] = {}
         for name in ("id", "image", "label", "split", "group", "weight"):
             column = getattr(self.columns, name)
             if column is not None and not (name in ("label", "split") and column not in table.column_names):
                 found[name] = _column(table, column, file, name)
         for position, column in enumerate(self.columns.text):
-            found[f"text{position}"] = _column(table, column, file, "text").cast(pa.large_string())
-        return pa.table(self._completed(found, table, file))
+            found[f"text{position}"] = _column(table, column, file, "text")
+        for name in found.keys() - {"label", "weight"}:
+            found[name] = _as_text(found[name], name, file)
+        return pa.table(self._completed(found, table.num_rows, file))
 
-    def _completed(self, found: dict[str, Any], table: pa.Table, file: Path) -> dict[str, Any]:
-        n = table.num_rows
+    def _completed(self, found: dict[str, Any], n: int, file: Path) -> dict[str, Any]:
         several = len(self.files) > 1
         if "label" not in found and self.columns.label:
-            if not several:
-                raise unknown_name(f"label column in {file}:", self.columns.label, table.column_names)
-            found["label"] = pa.nulls(n, pa.large_string())
+            found["label"] = pa.nulls(n)
         if "id" in found:
-            found["id"] = found["id"].cast(pa.large_string())
+            found["id"] = _blank_to_null(found["id"])
         else:
-            prefix = f"{file.stem}:" if several else ""
-            found["id"] = pa.array((f"{prefix}{row}" for row in range(n)), pa.large_string(), size=n)
+            numbers = pa.array(np.arange(n)).cast(pa.large_string())
+            prefix = pa.scalar(f"{_stem(file)}:", pa.large_string())
+            nothing = pa.scalar("", pa.large_string())
+            found["id"] = pc.binary_join_element_wise(prefix, numbers, nothing) if several else numbers
         if "split" in found:
             found["split"] = _canonical_splits(found["split"])
-        elif file.stem.lower() in SPLIT_NAMES:
-            found["split"] = pa.repeat(pa.scalar(canonical_split(file.stem), pa.large_string()), n)
+        elif _stem(file).lower() in SPLIT_NAMES:
+            found["split"] = pa.repeat(pa.scalar(canonical_split(_stem(file)), pa.large_string()), n)
         if "label" in found and not pa.types.is_list(found["label"].type):
             found["label"] = _blank_to_null(found["label"])
         return found
@@ -124,7 +143,7 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise DataNotFoundError(f"There is no table {path}.")
     tables = sorted(file for file in path.iterdir() if _suffix(file) in SUFFIXES)
-    named = [file for file in tables if file.name.split(".")[0].lower() in SPLIT_NAMES]
+    named = [file for file in tables if _stem(file).lower() in SPLIT_NAMES]
     found = named or tables
     if not found:
         raise DataNotFoundError(f"The folder {path} holds no table ({', '.join(SUFFIXES)}).")
@@ -137,6 +156,10 @@ def _suffix(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
+def _stem(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).stem
+
+
 def read_table(path: Path) -> pa.Table:
     """A file's rows; CSV and TSV columns as text. Raises UsageError with the parser's word on what is wrong."""
     suffix = _suffix(path)
@@ -144,30 +167,70 @@ def read_table(path: Path) -> pa.Table:
         if suffix in (".csv", ".tsv"):
             return _read_csv(path, "\t" if suffix == ".tsv" else ",")
         if suffix in (".jsonl", ".ndjson"):
-            return pa.json.read_json(pa.input_stream(str(path)))
+            return _read_json(path)
         if suffix == ".parquet":
-            return pa.parquet.ParquetFile(path).read()
+            return pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     raise UsageError(f"{path} is no table that is known: expected {', '.join(SUFFIXES)}.")
 
 
 def _read_csv(path: Path, delimiter: str) -> pa.Table:
-    """Every column as text, commas and line breaks inside quotes intact."""
+    """Every column as text, commas and line breaks inside quotes intact.
+
+    What fails is read once more in one thread and large blocks: that reads rows longer than a block, and only then
+    does the parser name the row that is wrong.
+    """
+    from pyarrow import csv
+
+    try:
+        return _parse_csv(path, delimiter, csv.ReadOptions())
+    except pa.ArrowInvalid:
+        return _parse_csv(path, delimiter, csv.ReadOptions(use_threads=False, block_size=LARGEST_ROW))
+
+
+def _parse_csv(path: Path, delimiter: str, options: Any) -> pa.Table:
     from pyarrow import csv
 
     parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with csv.open_csv(pa.input_stream(str(path)), parse_options=parse) as reader:
+    with csv.open_csv(pa.input_stream(str(path)), parse_options=parse, read_options=options) as reader:
         names = reader.schema.names
     types = dict.fromkeys(names, pa.large_string())
     convert = csv.ConvertOptions(column_types=types, strings_can_be_null=False)
-    return csv.read_csv(pa.input_stream(str(path)), parse_options=parse, convert_options=convert)
+    return csv.read_csv(pa.input_stream(str(path)), parse_options=parse, convert_options=convert, read_options=options)
+
+
+def _read_json(path: Path) -> pa.Table:
+    """One object a line; a text that looks like a time stays the text it is."""
+    table = _parse_json(path, [])
+    times = [pa.field(field.name, pa.large_string()) for field in table.schema if pa.types.is_timestamp(field.type)]
+    return _parse_json(path, times) if times else table
+
+
+def _parse_json(path: Path, stated: list[pa.Field]) -> pa.Table:
+    from pyarrow import json
+
+    parse = json.ParseOptions(explicit_schema=pa.schema(stated))
+    try:
+        return json.read_json(pa.input_stream(str(path)), parse_options=parse)
+    except pa.ArrowInvalid:  # perhaps of a row that is longer than a block
+        options = json.ReadOptions(use_threads=False, block_size=LARGEST_ROW)
+        return json.read_json(pa.input_stream(str(path)), read_options=options, parse_options=parse)
 
 
 def _column(table: pa.Table, column: str, file: Path, meaning: str) -> pa.ChunkedArray:
     if column not in table.column_names:
         raise unknown_name(f"{meaning} column in {file}:", column, table.column_names)
+    if table.column_names.count(column) > 1:
+        raise UsageError(f"{file} has {table.column_names.count(column)} columns named {column!r}: rename all but one.")
     return table[column]
+
+
+def _as_text(column: pa.ChunkedArray, meaning: str, file: Path) -> pa.ChunkedArray:
+    try:
+        return column.cast(pa.large_string())
+    except pa.ArrowException as error:
+        raise UsageError(f"The {meaning.rstrip('0123456789')} column in {file} holds no texts: {error}") from error
 
 
 def _blank_to_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -191,10 +254,9 @@ def _numbers(column: pa.ChunkedArray, meaning: str) -> pa.ChunkedArray:
 
 def _text_lists(rows: pa.Table, n_texts: int) -> pa.Array:
     """Each row's texts as a list; a null is no text, an empty text stays (and fails, counted, when encoded)."""
-    columns = [rows[f"text{position}"].combine_chunks() for position in range(n_texts)]
-    columns = [pa.concat_arrays(c.chunks) if isinstance(c, pa.ChunkedArray) else c for c in columns]
+    columns = [combined(rows[f"text{position}"]) for position in range(n_texts)]
     if n_texts == 1 and not columns[0].null_count:
-        offsets = pa.array(range(rows.num_rows + 1), pa.int64())
+        offsets = pa.array(np.arange(rows.num_rows + 1))
         return pa.LargeListArray.from_arrays(offsets, columns[0])
     lists = [[text for text in row if text is not None] for row in zip(*(c.to_pylist() for c in columns), strict=True)]
     return pa.array(lists, pa.large_list(pa.large_string()))
