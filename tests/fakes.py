@@ -60,7 +60,7 @@ class FakeBackbone:
     dim: int = 8
     scale: float = 1.0
     weights: str = "0" * 32
-    settings: BackboneSettings = BackboneSettings()
+    settings: BackboneSettings = field(default_factory=BackboneSettings)
     batches: list[int] = field(default_factory=list)
     casts: list[str] = field(default_factory=list)
     fail_at: int | None = None

@@ -37,7 +37,14 @@ def test_a_run_has_the_promised_files(tmp_path: Path) -> None:
     separable(tmp_path)
     folder, _, _ = written(tmp_path, grid={"C": [1.0, 0.1]}, cv={"folds": 2})
     head = ["head/estimator.skops", "head/head.json"]
-    assert files(folder) == ["config.yaml", "cv_results.csv", *head, "metrics.json", "predictions.parquet", "seen.parquet"]
+    assert files(folder) == [
+        "config.yaml",
+        "cv_results.csv",
+        *head,
+        "metrics.json",
+        "predictions.parquet",
+        "seen.parquet",
+    ]
     assert folder.name.endswith("-tiny-logistic")
 
 
@@ -47,7 +54,14 @@ def test_a_comparison_has_a_folder_for_each_choice_of_features(tmp_path: Path) -
     names = ["01-my-image", "02-my-text", "03-my-image---my-text"]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "comparison.json", "config.yaml"]
     for name, run in zip(names, runs, strict=True):
-        own = ["config.yaml", "head/estimator.skops", "head/head.json", "metrics.json", "predictions.parquet", "seen.parquet"]
+        own = [
+            "config.yaml",
+            "head/estimator.skops",
+            "head/head.json",
+            "metrics.json",
+            "predictions.parquet",
+            "seen.parquet",
+        ]
         assert files(folder / name) == own
         assert record.read_metrics(folder / name)["scores"]["test"]["accuracy"]["value"] == accuracy(run)
 

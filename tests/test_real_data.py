@@ -45,6 +45,8 @@ def test_bank_questions_to_a_fitted_head(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     columns = ("--text", "text", "--label", "category", "--name", "bank")
     backbone = ("--backbone", f"hf:{SHARED / 'weights' / 'hf_stories260k'}", "--pooling", "mean")
-    [done] = call("extract", "--dataset", "table", "--data", SHARED / "banking77", "--cache", cache, *columns, *backbone)
+    [done] = call(
+        "extract", "--dataset", "table", "--data", SHARED / "banking77", "--cache", cache, *columns, *backbone
+    )
     assert (done["n_samples"], done["n_failed"], done["dim"]) == (13083, 0, 64)
     assert accuracy(cache, "--dataset", "bank") > 0.60
