@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench
+.PHONY: help demo test check bench faults
 .DEFAULT_GOAL := help
 
 help:  ## Say what each target does
@@ -21,6 +21,9 @@ demo: $(STAMP)  ## From drawn images and texts to a fitted head and its report, 
 
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+faults: $(STAMP)  ## Kill, cut off, fill up, interrupt and race real extractions, and count (ten minutes)
+	$(BIN)/python -m tests.faults
 
 check: $(STAMP)  ## Lint, formatting, types
 	$(BIN)/ruff check .

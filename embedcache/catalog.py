@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,11 @@ class DatasetFolder:
 
     def feature_paths(self, modality: Modality | None = None) -> list[Path]:
         """Sealed feature files, sorted by name."""
-        return sorted(self.path.glob(f"{modality or '*'}.*.h5"))
+        return _plain_files(self.path.glob(f"{modality or '*'}.*.h5"))
 
     def partial_paths(self, modality: Modality | None = None) -> list[Path]:
         """Feature files that are not sealed."""
-        return sorted(self.path.glob(f"{modality or '*'}.*.h5{PARTIAL_SUFFIX}"))
+        return _plain_files(self.path.glob(f"{modality or '*'}.*.h5{PARTIAL_SUFFIX}"))
 
     def feature_path(self, modality: Modality, slug: str, fingerprint: str) -> Path:
         """Where a feature file stands; the name is for people and never parsed."""
@@ -101,4 +101,10 @@ class DatasetFolder:
 def dataset_folders(cache: Path) -> Iterator[DatasetFolder]:
     """The data sets of a cache, sorted by name."""
     for record in sorted(cache.glob(f"*/{RECORD}")):
-        yield DatasetFolder(cache, record.parent.name)
+        if _NAME.fullmatch(record.parent.name):
+            yield DatasetFolder(cache, record.parent.name)
+
+
+def _plain_files(paths: Iterable[Path]) -> list[Path]:
+    """Sorted; hidden names (files in the making) and what is no file (a pipe would be waited for) left out."""
+    return sorted(path for path in paths if not path.name.startswith(".") and path.is_file())

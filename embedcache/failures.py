@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedcache.files import replacing
+from embedcache.files import append, replacing
 from embedcache.store import FAILED, FeatureFile
 
 
@@ -21,7 +21,7 @@ def read_failures(path: Path) -> dict[str, str]:
     """Failed items of a feature file with their reasons; a line that was cut off by a crash is passed over."""
     found: dict[str, str] = {}
     listed = failures_path(path)
-    for line in listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []:
+    for line in listed.read_bytes().split(b"\n") if listed.exists() else []:
         try:
             entry = json.loads(line)
             found[str(entry["id"])] = str(entry["reason"])
@@ -31,13 +31,11 @@ def read_failures(path: Path) -> dict[str, str]:
 
 
 def append_failures(path: Path, failures: Mapping[str, str]) -> None:
-    """Add failed items to a feature file's list; later lines win."""
+    """Add failed items to a feature file's list, durably: a failed row without its reason is never committed."""
     if not failures:
         return
-    with open(failures_path(path), "a", encoding="utf-8") as file:
-        file.writelines(
-            json.dumps({"id": name, "reason": failures[name]}, ensure_ascii=False) + "\n" for name in failures
-        )
+    lines = (json.dumps({"id": name, "reason": failures[name]}, ensure_ascii=False) + "\n" for name in failures)
+    append(failures_path(path), "".join(lines))
 
 
 def keep_failures(file: FeatureFile) -> None:

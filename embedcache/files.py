@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from embedcache.errors import EmbedCacheError, LockedError
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class DiskFullError(EmbedCacheError, OSError):
@@ -26,12 +28,36 @@ def sync_data(fd: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` durable."""
+    """Make renames inside ``folder`` durable; where folders cannot be synced, the file system answers for them."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
     finally:
         os.close(fd)
+
+
+def sync_above(folder: Path) -> None:
+    """Make the names of a new ``folder``, and of the new ones that it lies in, durable."""
+    for parent in folder.absolute().parents:
+        if os.access(parent, os.W_OK):
+            sync_folder(parent)
+
+
+def append(path: Path, text: str) -> None:
+    """Add whole lines to a text file, and sync; a line that a crash cut off before is ended first."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(fd).st_size
+        torn = size > 0 and read_at(fd, 1, size - 1) != b"\n"
+        write_at(fd, (torn * "\n" + text).encode(), size)
+        sync_data(fd)
+    finally:
+        os.close(fd)
+    if not size:
+        sync_folder(path.parent)
 
 
 def reserve(fd: int, size: int, path: Path) -> None:
@@ -114,11 +140,20 @@ def write_json(path: Path, document: Any) -> None:
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
     """Hold the lock beside ``path``. It dies with its process, so a crash never leaves one behind.
 
+    Where the file system has no locks, a file that only one process can create stands for one: it names its process,
+    and one that a crash left behind on this machine is taken away.
     Raises LockedError at once where another process holds it and ``wait`` is false.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    timeout = -1 if wait else 0
+    lock: BaseFileLock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        lock.acquire(timeout=-1 if wait else 0)
+        try:
+            lock.acquire(timeout=timeout)
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
+                raise
+            lock = SoftFileLock(path.with_name(f".{path.name}.softlock"))
+            lock.acquire(timeout=timeout)
     except Timeout as error:
         raise LockedError(
             f"Another process is writing {path}. Wait for it to end, or run again with --wait."

@@ -24,6 +24,7 @@ from embedcache.samples import combined
 Digests = npt.NDArray[np.uint8]
 Read = Callable[[int], bytes]
 ABSENT = -1
+_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,11 @@ class ItemStates:
 
 def text_states(ids: npt.NDArray[np.bytes_]) -> ItemStates:
     """Texts are their own digest: an id is the content in hexadecimal digits."""
-    raw = np.frombuffer(bytes.fromhex(ids.tobytes().decode()), np.uint8).reshape(len(ids), 16)
-    absent = np.full(len(ids), ABSENT, np.int64)
+    raw = np.empty((len(ids), 16), np.uint8)
+    for start in range(0, len(ids), _AT_ONCE):
+        digits = ids[start : start + _AT_ONCE].tobytes().decode()
+        raw[start : start + _AT_ONCE] = np.frombuffer(bytes.fromhex(digits), np.uint8).reshape(-1, 16)
+    absent = np.broadcast_to(np.int64(ABSENT), len(ids))
     return ItemStates(ids, raw, np.ones(len(ids), bool), absent, absent)
 
 
@@ -142,18 +146,26 @@ def _binary(digests: Digests) -> pa.Array:
 
 def strings(ids: npt.NDArray[np.bytes_]) -> pa.Array:
     """Item ids as an Arrow array of strings."""
-    return pa.array(ids, pa.binary()).cast(pa.large_binary()).cast(pa.large_string())
+    return combined(pa.array(ids, pa.large_binary())).cast(pa.large_string())
 
 
 def fixed_length(ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bytes_]:
-    """Item ids as fixed-length UTF-8 bytes."""
+    """Item ids as fixed-length UTF-8 bytes; read-only, and the column's own bytes where all are of one length."""
     column = combined(ids).cast(pa.large_binary())
-    longest = max(1, pc.max(pc.binary_length(column)).as_py() or 1)
+    extremes = pc.min_max(pc.binary_length(column))
+    longest = max(1, extremes["max"].as_py() or 1)
+    if extremes["min"].as_py() == longest and not column.null_count:
+        return np.frombuffer(column.buffers()[2], f"S{longest}", len(column), _first_offset(column))
     out = np.empty(len(column), f"S{longest}")
-    step = 65536
-    for start in range(0, len(column), step):
-        out[start : start + step] = column[start : start + step].to_pylist()
+    for start in range(0, len(column), _AT_ONCE):
+        out[start : start + _AT_ONCE] = column[start : start + _AT_ONCE].to_pylist()
+    out.setflags(write=False)
     return out
+
+
+def _first_offset(column: pa.LargeBinaryArray) -> int:
+    """Where the first value's bytes begin in the column's data."""
+    return int(np.frombuffer(column.buffers()[1], np.int64, 1, 8 * column.offset)[0])
 
 
 def positions(ids: npt.NDArray[np.bytes_], among: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:

@@ -18,7 +18,7 @@ from embedcache import store
 from embedcache.catalog import DatasetFolder, DatasetRecord, dataset_folders
 from embedcache.datasets import ADAPTERS, LOCATIONS, Dataset, discover, open_dataset
 from embedcache.errors import UsageError, unknown_name
-from embedcache.files import locked
+from embedcache.files import locked, sync_above
 from embedcache.items import ItemStates
 from embedcache.samples import SampleTable
 
@@ -101,6 +101,8 @@ class OpenedDataset:
     def save(self, states: ItemStates | None = None) -> None:
         """Write tables and record, with what is now known of the images' contents, under the data set's lock."""
         self.folder.path.mkdir(parents=True, exist_ok=True)
+        if not self.folder.exists:
+            sync_above(self.folder.path)
         with locked(self.folder.path / "tables", wait=True):
             found = dict(self.table.items)
             if "image" in found:

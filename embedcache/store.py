@@ -12,15 +12,19 @@ ARCHITECTURE.md describes the format for readers in other languages.
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
+import math
 import os
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 from uuid import uuid4
 
 import h5py
@@ -29,8 +33,8 @@ import numpy.typing as npt
 import xxhash
 
 from embedcache.errors import DamagedFileError, EmbedCacheError, IncompleteFileError
-from embedcache.files import read_at, reserve, sync_data, sync_folder, write_at
-from embedcache.provenance import StoredType, canonical_json, fingerprint
+from embedcache.files import DiskFullError, read_at, reserve, sync_data, sync_folder, write_at
+from embedcache.provenance import MODALITIES, StoredType, canonical_json, fingerprint
 
 MAGIC: Final = b"embedcache-hdf5\0"
 FORMAT_VERSION: Final = 1
@@ -40,6 +44,7 @@ _SEAL_DIGEST_AT: Final = 24
 PARTIAL_SUFFIX: Final = ".partial"
 MAX_BLOCK_BYTES: Final = 64 << 20
 BLOCK_ROWS: Final = {"image": 256, "text": 8192}
+_IDS_AT_ONCE: Final = 1 << 16
 
 PENDING, DONE, FAILED = 0, 1, 2
 
@@ -128,7 +133,7 @@ def _parse_record(text: bytes) -> dict[str, Any]:
     """The record, or nothing where a crash tore it; in a sealed file the digest has vouched for it."""
     try:
         return dict(json.loads(text))
-    except (UnicodeDecodeError, ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return {}
 
 
@@ -193,17 +198,27 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL_SUFFIX)
 
 
-def create(path: Path, layout: Layout, record: Mapping[str, Any], *, sync: bool = True) -> FeatureWriter:
+def create(
+    path: Path,
+    layout: Layout,
+    record: Mapping[str, Any],
+    *,
+    sync: bool = True,
+    carry: Callable[[FeatureWriter], None] | None = None,
+) -> FeatureWriter:
     """Lay out ``path``'s ``.partial`` whole, reserved and synced, and return its writer.
 
+    carry: fills in rows of the ``.partial`` that stands there, before the new one takes its place in one step.
     The caller holds the file's lock. Raises DiskFullError, with nothing left behind, where it cannot fit.
     """
     partial = partial_path(path)
-    if partial.exists():
+    if carry is None and partial.exists():
         raise FileExistsError(f"{partial} is there already: resume it or set it aside first.")
+    for killed in path.parent.glob(f".{glob.escape(path.name)}.*.layout"):
+        killed.unlink()
     beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.layout")
     try:
-        extents = _write_hdf5(beside, layout)
+        extents = _lay_out(beside, layout, path)
         fd = os.open(beside, os.O_RDWR)
         try:
             reserve(fd, os.fstat(fd).st_size, path)
@@ -213,11 +228,30 @@ def create(path: Path, layout: Layout, record: Mapping[str, Any], *, sync: bool 
             os.fsync(fd)
         finally:
             os.close(fd)
-        os.rename(beside, partial)
+        if carry is not None:
+            _carry(carry, path, beside)
+        os.replace(beside, partial)
         sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
     return FeatureWriter(path, sync=sync)
+
+
+def _lay_out(beside: Path, layout: Layout, path: Path) -> dict[str, Extent]:
+    """HDF5 tells of a full or failing disk in many words, on closing as RuntimeError; here it is an OSError."""
+    try:
+        return _write_hdf5(beside, layout)
+    except (OSError, RuntimeError) as error:
+        if any(f"errno = {code}," in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
+            raise DiskFullError(f"No room to lay out {path}. Nothing was written; free some space first.") from error
+        raise error if isinstance(error, OSError) else OSError(f"HDF5 could not lay out {path}: {error}") from error
+
+
+def _carry(carry: Callable[[FeatureWriter], None], path: Path, beside: Path) -> None:
+    """Let rows be filled in while nobody knows the file yet: one sync is enough."""
+    with FeatureWriter(path, sync=False, at=beside) as writer:
+        carry(writer)
+        writer.sync()
 
 
 def _write_hdf5(path: Path, layout: Layout) -> dict[str, Extent]:
@@ -233,7 +267,9 @@ def _write_hdf5(path: Path, layout: Layout) -> dict[str, Extent]:
         path, "x", userblock_size=USERBLOCK, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT
     ) as file:
         datasets = {name: _allocate(file, name, *shapes[name]) for name in shapes}
-        datasets["ids"][...] = layout.ids.astype(shapes["ids"][1])
+        for start in range(0, layout.n_items, _IDS_AT_ONCE):
+            some = slice(start, start + _IDS_AT_ONCE)
+            datasets["ids"][some] = layout.ids[some].astype(shapes["ids"][1])
         text = canonical_json(layout.provenance)
         file.attrs["provenance"] = np.bytes_(text.encode())
         file.attrs["fingerprint"] = np.bytes_(fingerprint(layout.provenance).encode())
@@ -267,14 +303,20 @@ class FeatureFile:
         self.path = path
         try:
             with open(path, "rb") as raw:
-                self.header = self._check_bytes(raw.fileno(), partial)
-                self.size = os.fstat(raw.fileno()).st_size
+                self._read(raw, partial)
         except FileNotFoundError as error:
             raise DamagedFileError(f"There is no feature file {path}.") from error
-        self.layout, self._extents = _read_hdf5(path)
-        self._check_extents()
         if not partial and self.n_pending:
             raise IncompleteFileError(f"{path} has {self.n_pending} pending rows: run the extraction again.")
+
+    def _read(self, raw: BinaryIO, partial: bool) -> None:
+        """Check, parse and map one and the same file, whatever takes its name meanwhile."""
+        self.header = self._check_bytes(raw.fileno(), partial)
+        found = os.fstat(raw.fileno())
+        self.size, self._inode = found.st_size, (found.st_dev, found.st_ino)
+        self._bytes = np.memmap(raw, np.uint8, "r")
+        self.layout, self._extents = _read_hdf5(raw, self.path, self._bytes)
+        self._check_extents()
 
     def _check_bytes(self, fd: int, partial: bool) -> Header:
         header = Header.unpack(read_at(fd, USERBLOCK, 0), self.path)
@@ -296,8 +338,6 @@ class FeatureFile:
         for name in _MUTABLE:
             if self._extents[name] != self.header.extents[name]:
                 raise DamagedFileError(f"{self.path}: /{name} does not lie where the header says.")
-        if any(extent.end > self.size for extent in self._extents.values()):
-            raise DamagedFileError(f"{self.path} is cut short: it declares more bytes than it has.")
 
     @property
     def ids(self) -> npt.NDArray[np.bytes_]:
@@ -373,15 +413,41 @@ class FeatureFile:
 
     def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
         little = np.dtype(dtype).newbyteorder("<")
-        return np.memmap(self.path, little, "r", self._extents[name].offset, shape)
+        shaped: Any = _view(self._bytes, self._extents[name], little).reshape(shape)
+        found: np.memmap[Any, Any] = shaped
+        return found
+
+    @contextmanager
+    def reading(self) -> Iterator[int]:
+        """A descriptor of this very file. Raises DamagedFileError where another has taken its name since."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise DamagedFileError(f"{self.path} was removed or sealed while it was open: open it again.") from error
+        try:
+            found = os.fstat(fd)
+            if (found.st_dev, found.st_ino) != self._inode:
+                raise DamagedFileError(f"{self.path} was replaced while it was open: open it again.")
+            yield fd
+        finally:
+            os.close(fd)
+
+    def extent_of(self, rows: slice) -> Extent:
+        """Where the vectors of consecutive rows lie in the file."""
+        return _bytes_of(self.layout, self._extents["features"], rows)
+
+    def ids_of(self, rows: slice) -> Extent:
+        """Where the ids of consecutive rows lie in the file."""
+        width = self.ids.dtype.itemsize
+        return Extent(self._extents["ids"].offset + rows.start * width, (rows.stop - rows.start) * width)
 
     def bad_blocks(self, on_block: Callable[[int], None] = lambda block: None) -> Iterator[int]:
         """Blocks whose rows do not have their checksum. Reads the file, never through a map."""
-        with open(self.path, "rb") as raw:
+        with self.reading() as fd:
             for block in range(self.layout.n_blocks):
                 rows = self.layout.rows(block)
                 if (self.status[rows] != PENDING).all():
-                    data = read_at(raw.fileno(), *_bytes_of(self.layout, self._extents["features"], rows)[::-1])
+                    data = read_at(fd, *_bytes_of(self.layout, self._extents["features"], rows)[::-1])
                     if xxhash.xxh3_64_intdigest(data) != int(self.checksum[block]):
                         yield block
                 on_block(block)
@@ -393,41 +459,70 @@ def _bytes_of(layout: Layout, features: Extent, rows: slice) -> Extent:
     return Extent(features.offset + rows.start * row, (rows.stop - rows.start) * row)
 
 
-def _read_hdf5(path: Path) -> tuple[Layout, dict[str, Extent]]:
+def _view(whole: np.memmap[Any, Any], extent: Extent, dtype: npt.DTypeLike) -> np.memmap[Any, Any]:
+    """A run of a mapped file's bytes as numbers: one map, and so one descriptor, a file."""
+    view: Any = whole[extent.offset : extent.end].view(dtype)
+    found: np.memmap[Any, Any] = view
+    return found
+
+
+def _read_hdf5(raw: BinaryIO, path: Path, whole: np.memmap[Any, Any]) -> tuple[Layout, dict[str, Extent]]:
     """The layout that the HDF5 metadata declares, refused unless it is exactly this format's."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            return _read_layout(file, path)
-    except (OSError, KeyError, RuntimeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        with h5py.File(raw, "r") as file:
+            return _read_layout(file, path, whole)
+    except DamagedFileError:
+        raise
+    except (EmbedCacheError, OSError, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         raise DamagedFileError(f"{path}: its HDF5 metadata cannot be read ({error}).") from error
 
 
-def _read_layout(file: h5py.File, path: Path) -> tuple[Layout, dict[str, Extent]]:
+def _read_layout(file: h5py.File, path: Path, whole: np.memmap[Any, Any]) -> tuple[Layout, dict[str, Extent]]:
     if set(file) != set(DATASETS):
         raise DamagedFileError(f"{path} holds {sorted(file)}; a feature file holds {sorted(DATASETS)}.")
     datasets = {name: _plain_dataset(file, name, path) for name in DATASETS}
-    features, ids = datasets["features"], datasets["ids"]
-    text = h5py.check_string_dtype(ids.dtype)
-    length = int(file.attrs["block_length"])
+    length = file.attrs["block_length"]
+    if not isinstance(length, np.integer) or length < 1:
+        raise DamagedFileError(f"{path}: its block length is {length!r}, expected a positive integer.")
+    _check_shapes(datasets, int(length), path)
+    extents = {name: _extent(dataset) for name, dataset in datasets.items()}
+    for name, dataset in datasets.items():
+        if extents[name].nbytes != math.prod(dataset.shape) * dataset.dtype.itemsize or extents[name].end > len(whole):
+            raise DamagedFileError(f"{path} is cut short: /{name} declares more bytes than there are.")
+    stored: StoredType = "float16" if datasets["features"].dtype.itemsize == 2 else "float32"
+    ids = _view(whole, extents["ids"], f"S{datasets['ids'].dtype.itemsize}")
+    return Layout(ids, datasets["features"].shape[1], stored, _read_provenance(file, path), int(length)), extents
+
+
+def _check_shapes(datasets: Mapping[str, h5py.Dataset], length: int, path: Path) -> None:
+    """Types, ranks and lengths are this format's, and agree."""
+    ids = datasets["ids"].dtype
+    text = h5py.check_string_dtype(ids)
     expected = {
-        "features": (2, ("<f2", "<f4")), "ids": (1, (ids.dtype.str,)), "status": (1, ("|u1",)),
+        "features": (2, ("<f2", "<f4")), "ids": (1, (ids.str,)), "status": (1, ("|u1",)),
         "content": (2, ("|u1",)), "checksum": (1, ("<u8",)),
     }  # fmt: skip
     for name, (rank, kinds) in expected.items():
         dataset = datasets[name]
         if dataset.ndim != rank or dataset.dtype.str not in kinds or text is None or not text.length:
             raise DamagedFileError(f"{path}: /{name} is {dataset.dtype} {dataset.shape}, not of this format.")
-    n = features.shape[0]
-    if not (n and length > 0 and ids.shape == (n,) == datasets["status"].shape
-            and datasets["content"].shape == (n, 16)
-            and datasets["checksum"].shape == (-(-n // length),)):  # fmt: skip
+    n, dim = datasets["features"].shape
+    lengths = {"ids": (n,), "status": (n,), "content": (n, 16), "checksum": (-(-n // length),)}
+    if not (n and dim) or any(datasets[name].shape != shape for name, shape in lengths.items()):
         raise DamagedFileError(f"{path}: the shapes of its datasets do not agree.")
-    provenance = json.loads(bytes(file.attrs["provenance"]).decode())
-    if fingerprint(provenance) != bytes(file.attrs["fingerprint"]).decode():
+
+
+def _read_provenance(file: h5py.File, path: Path) -> dict[str, Any]:
+    """The provenance, which its fingerprint vouches for."""
+    texts = {name: file.attrs[name] for name in ("provenance", "fingerprint")}
+    if not all(isinstance(text, bytes) for text in texts.values()):
+        raise DamagedFileError(f"{path}: its provenance and fingerprint are not fixed-length texts.")
+    provenance = json.loads(texts["provenance"].decode())
+    if not isinstance(provenance, dict) or provenance.get("modality") not in MODALITIES:
+        raise DamagedFileError(f"{path}: its provenance names no modality of {', '.join(MODALITIES)}.")
+    if fingerprint(provenance) != texts["fingerprint"].decode():
         raise DamagedFileError(f"{path}: its fingerprint is not that of its provenance.")
-    stored: StoredType = "float16" if features.dtype.itemsize == 2 else "float32"
-    layout = Layout(ids[...].astype(f"S{text.length}"), features.shape[1], stored, provenance, length)
-    return layout, {name: _extent(dataset) for name, dataset in datasets.items()}
+    return provenance
 
 
 def _plain_dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
@@ -446,9 +541,9 @@ def _plain_dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
 class FeatureWriter:
     """Writes the blocks of one ``.partial`` and seals it. One writer a file: the caller holds the lock."""
 
-    def __init__(self, path: Path, *, sync: bool = True) -> None:
+    def __init__(self, path: Path, *, sync: bool = True, at: Path | None = None) -> None:
         self.path = path
-        self.partial = partial_path(path)
+        self.partial = at or partial_path(path)
         self._file = FeatureFile(self.partial, partial=True)
         self.layout = self._file.layout
         self._extents = self._file.header.extents
@@ -467,6 +562,10 @@ class FeatureWriter:
             os.close(self._fd)
             self._fd = -1
 
+    def sync(self) -> None:
+        """Until all that was written is on disk."""
+        sync_data(self._fd)
+
     def pending_blocks(self) -> list[int]:
         """Blocks that are not committed, read from the bytes on disk."""
         extent = self._extents["status"]
@@ -477,16 +576,27 @@ class FeatureWriter:
     def write_block(
         self, block: int, vectors: FloatArray, content: npt.NDArray[np.uint8], status: npt.NDArray[np.uint8]
     ) -> None:
-        """Commit one block: bytes, sync, then the status that says they are there.
+        """Commit one block: bytes, sync, then the status that says they are there, sync.
+
+        Once this returns the block outlives a power loss, so that one loses no more than a kill: the block that is
+        being written and the one that is being filled.
 
         vectors: (rows, dim) in the stored type. content: uint8, (rows, 16). status: uint8, (rows,), none pending.
         """
+        if not status.all():
+            raise EmbedCacheError(f"Block {block} must be without pending rows.")
+        self.write_rows(block, vectors, content, status)
+
+    def write_rows(
+        self, block: int, vectors: FloatArray, content: npt.NDArray[np.uint8], status: npt.NDArray[np.uint8]
+    ) -> None:
+        """Like ``write_block``, for a block of which only the rows whose status is not pending are known yet."""
         rows = self.layout.rows(block)
         n = rows.stop - rows.start
         if vectors.shape != (n, self.layout.dim) or content.shape != (n, 16) or status.shape != (n,):
             raise EmbedCacheError(f"Block {block} has {n} rows; got {vectors.shape} and {status.shape}.")
-        if vectors.dtype != np.dtype(self.layout.stored) or not status.all():
-            raise EmbedCacheError(f"Block {block} must be {self.layout.stored} without pending rows.")
+        if vectors.dtype != np.dtype(self.layout.stored):
+            raise EmbedCacheError(f"Block {block} must be {self.layout.stored}, got {vectors.dtype}.")
         data = np.ascontiguousarray(vectors, vectors.dtype.newbyteorder("<"))
         checksum = struct.pack("<Q", xxhash.xxh3_64_intdigest(data.data))
         write_at(self._fd, data.data, _bytes_of(self.layout, self._extents["features"], rows).offset)
@@ -494,6 +604,7 @@ class FeatureWriter:
         write_at(self._fd, checksum, self._extents["checksum"].offset + 8 * block)
         self._sync(self._fd)
         write_at(self._fd, status.tobytes(), self._extents["status"].offset + rows.start)
+        self._sync(self._fd)
 
     def seal(self, record: Mapping[str, Any]) -> Path:
         """Verify, sign and rename. Raises DamagedFileError where a block is not what was written."""

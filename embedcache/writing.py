@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
 import platform
@@ -19,8 +20,9 @@ import numpy.typing as npt
 from embedcache import items as item_states
 from embedcache import store
 from embedcache.backbones import slug
-from embedcache.errors import AllItemsFailedError, ItemError
+from embedcache.errors import AllItemsFailedError, DamagedFileError, ItemError
 from embedcache.failures import append_failures, keep_failures
+from embedcache.files import sync_folder
 from embedcache.items import ItemStates
 from embedcache.jobs import Found, Job, Wanted, engine_for, payloads, work_of
 from embedcache.opening import no_states
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from embedcache.engines.base import Encoded, Engine
 
 PROBE_ITEMS = 16
+PARTIAL = 1
+"""The donor that is the unfinished file, in a plan."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Run:
             if self.plan.action == "resume":
                 self._resume()
             elif self.kept is not None:
+                _refuse_damaged(self.donors)
                 self._lay_out(self.kept.dim, self.kept.layout.stored)
             began = time.perf_counter()
             with _Commits() as commits:
@@ -110,17 +115,36 @@ class Run:
         self.pending = frozenset(self.writer.pending_blocks())
 
     def _lay_out(self, dim: int, stored: StoredType) -> None:
-        """Set an unfinished file of other items aside, then lay the new one out whole."""
+        """Lay the new file out whole; an unfinished file of other items is set aside, its rows are carried over.
+
+        The new file takes the old one's name only when it has those rows, so that a kill in between loses none.
+        """
         job = self.job
         provenance = Provenance(job.backbone.identity, self.compute, stored)
         path = job.opened.folder.feature_path(job.modality, slug(job.backbone.name), provenance.fingerprint)
-        for partial in {store.partial_path(path), *([self.found.partial.path] if self.found.partial else [])}:
+        old = {store.partial_path(path), *([self.found.partial.path] if self.found.partial else [])}
+        for partial in old:
             if partial.exists():
                 _set_aside(partial)
         length = store.block_length(job.modality, dim, stored)
         layout = Layout(self.plan.ids, dim, stored, provenance.to_dict(), length)
-        self.writer = store.create(path, layout, self._record(store.now()), sync=job.options.sync)
-        self.pending = frozenset(range(layout.n_blocks))
+        record = self._record(store.now())
+        self.writer = store.create(path, layout, record, sync=job.options.sync, carry=self._carry_over)
+        for partial in old - {self.writer.partial}:
+            partial.unlink(missing_ok=True)
+        self.pending = frozenset(self.writer.pending_blocks())
+
+    def _carry_over(self, writer: FeatureWriter) -> None:
+        """The rows that an unfinished file has committed, to a file that is being laid out."""
+        layout = writer.layout
+        for block in range(layout.n_blocks):
+            rows = layout.rows(block)
+            taken = self.plan.donor[rows] == PARTIAL
+            if taken.any():
+                vectors, content, status = _empty(layout, rows)
+                self._copy_rows(rows, vectors, content, status)
+                status[~taken] = store.PENDING
+                writer.write_rows(block, vectors, content, status)
 
     def _pending_rows(self) -> npt.NDArray[np.bool_]:
         """Rows that are not committed; all, before there is a file."""
@@ -172,10 +196,7 @@ class Run:
         """Put a span together from donors and new vectors, and hand its blocks to the writing thread."""
         layout = writer.layout
         rows = slice(span * self.span, min((span + 1) * self.span, layout.n_items))
-        n = rows.stop - rows.start
-        vectors = np.zeros((n, layout.dim), layout.stored)
-        content = np.zeros((n, 16), np.uint8)
-        status = np.full(n, store.DONE, np.uint8)
+        vectors, content, status = _empty(layout, rows)
         self._copy_rows(rows, vectors, content, status)
         failures = self._place(encoded, rows.start, vectors, content, status) if encoded is not None else {}
         commits.submit(_write_span, writer, rows, (vectors, content, status), self.pending, failures)
@@ -275,6 +296,17 @@ def _mapped(found: Found) -> tuple[FeatureFile | None, FeatureFile | None]:
     return found.sealed, found.partial
 
 
+def _refuse_damaged(donors: tuple[FeatureFile | None, ...]) -> None:
+    """Copying a row of a damaged block would give a wrong vector a right checksum."""
+    for file in donors:
+        if file is not None and (bad := list(file.bad_blocks())):
+            raise DamagedFileError(
+                f"{file.path}: blocks {bad[:3]} do not have their checksums, so no row of it is copied. Remove it "
+                f"('python cli.py rm {file.path.parent.name} --features …'), or restore it from a copy; then "
+                "extract again."
+            )
+
+
 class _Commits:
     """The one thread that writes; at most one span waits for it."""
 
@@ -316,12 +348,28 @@ def _write_span(
             writer.write_block(block, *(array[here] for array in arrays))
 
 
+def _empty(layout: Layout, rows: slice) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Vectors, contents and status for consecutive rows, to be filled in."""
+    n = rows.stop - rows.start
+    vectors: npt.NDArray[Any] = np.zeros((n, layout.dim), layout.stored)
+    return vectors, np.zeros((n, 16), np.uint8), np.full(n, store.DONE, np.uint8)
+
+
 def _set_aside(partial: Path) -> Path:
-    """Rename an unfinished file that cannot be gone on with; nothing is deleted."""
+    """Give an unfinished file that cannot be gone on with a second name, which it keeps; nothing is deleted.
+
+    Where the file system has no hard links it is renamed: a kill right then loses no file, only its use.
+    """
     number = 1
     while (aside := partial.with_name(f"{partial.name}.set-aside-{number}")).exists():
         number += 1
-    os.rename(partial, aside)
+    try:
+        os.link(partial, aside)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        os.rename(partial, aside)
+    sync_folder(partial.parent)
     return aside
 
 

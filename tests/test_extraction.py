@@ -148,7 +148,7 @@ def test_a_killed_process_loses_at_most_two_blocks(photos: Path) -> None:
         "import os, signal, sys\nimport embedcache as ec\nfrom tests.fakes import FakeBackbone, FakeEncoder\n"
         "forward = FakeEncoder.forward\n"
         "def killing(self, batch):\n"
-        "    if self._backbone.encoded >= 520: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if self._backbone.encoded >= 512: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return forward(self, batch)\n"
         "FakeEncoder.forward = killing\n"
         "ec.extract('folder', sys.argv[1], backbones=[FakeBackbone()], cache=sys.argv[2])\n"

@@ -24,6 +24,8 @@ from embedcache.errors import ItemError
 
 READ_CHUNK = {"image": 8, "text": 1024}
 FIRST_BATCH = 16
+FIRST_IMAGES_ON_CPU = 4
+"""On a CPU the activations of a few images fill the caches already, and larger ones are mapped anew for every layer."""
 LARGEST_BATCH = 256
 WORTHWHILE = 1.05
 """A larger batch is kept where it is at least this much faster."""
@@ -87,7 +89,8 @@ class LocalEngine:
     ) -> None:
         self.encoder = encoder
         self.workers = workers or usable_cores()
-        self.batch = BatchSize.fixed(batch_size) if batch_size else BatchSize()
+        first = FIRST_IMAGES_ON_CPU if modality == "image" and encoder.device.type == "cpu" else FIRST_BATCH
+        self.batch = BatchSize.fixed(batch_size) if batch_size else BatchSize(first)
         self._chunk = READ_CHUNK[modality]
         self._ahead = 1 if encoder.device.type == "cpu" else 2
         self._dim: int | None = None
