@@ -20,8 +20,12 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from embedcache.cache import FileSummary
     from embedcache.extraction import Extraction
+    from embedcache.housekeeping import LeftOver
+    from embedcache.verification import FileReport
     from heads.fit import FittedRun, Preview
+    from heads.predict import Predictions
     from heads.record import Comparison
 
 INTERRUPTED = 130
@@ -402,31 +406,125 @@ def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None) -> Non
     _show(table)
 
 
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Option(help="A run's folder, or its name in --out.")] = Path("latest"),
+    image: Annotated[list[Path] | None, typer.Option(help="An image file; may be repeated.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Predict samples of a data set of the cache instead.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of that data set; default: all of it.")] = None,
+    changed_since: Annotated[
+        Path | None, typer.Option(help="Only samples that are new, or have changed, since that run.")
+    ] = None,
+    submission: Annotated[Path | None, typer.Option(help="Write id,label rows to this CSV file.")] = None,
+    checkpoint: Annotated[
+        list[str] | None, typer.Option(help="BACKBONE=PATH of a folder or weight file; may be repeated.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    cache: CacheOption = Path("cache"),
+    out: OutOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Label new images and texts, or a data set's samples, with a fitted head."""
+    import embedcache as ec
+    from embedcache.errors import UsageError
+    from heads import predict as predicting
+    from heads.record import HEAD, read_seen, resolve_run
+    from heads.saved import FittedHead
+
+    head = FittedHead.load(resolve_run(run, out) / HEAD)
+    if (dataset is None) == (not image and not text):
+        raise UsageError("Give --dataset, or --image and --text: what is to be labelled?")
+    if dataset is not None:
+        seen = read_seen(resolve_run(changed_since, out)) if changed_since else None
+        found = predicting.predict_dataset(head, ec.open(cache)[dataset], split, seen)
+    else:
+        where = dict(_assignment(one) for one in checkpoint or [])
+        options = ec.Options(device=device)
+        found = predicting.predict_items(head, image or [], text or [], checkpoints=where, options=options)
+    if submission is not None:
+        predicting.write_submission(submission, found)
+        _say(f"{len(found.ids):,} rows in {submission}")
+    if as_json:
+        _print_json({"predictions": found.table().to_pylist(), "failures": dict(found.failures)})
+    elif submission is None:
+        _print_predictions(found)
+    for name, reason in list(found.failures.items())[:5]:
+        _say(f"not predicted: {name}: {reason}")
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    from embedcache.errors import UsageError
+
+    name, equals, path = text.partition("=")
+    if not equals:
+        raise UsageError(f"--checkpoint takes BACKBONE=PATH, got {text!r}.")
+    return name, path
+
+
+def _print_predictions(found: Predictions) -> None:
+    table = _table("item", "label", "probability", "then", right=("probability",))
+    for name, best in zip(found.ids, found.top(3), strict=True):
+        (label, probability), *others = best
+        then = ", ".join(f"{other} {100 * share:.0f} %" for other, share in others)
+        table.add_row(name, str(label), f"{100 * probability:.1f} %", then)
+    _show(table)
+
+
 @app.command("ls")
 def list_cache(cache: CacheOption = Path("cache"), as_json: JsonOption = False) -> None:
-    """List data sets and feature files of a cache."""
+    """List data sets and feature files of a cache; damaged ones are named among them."""
     from dataclasses import asdict
 
     import embedcache as ec
 
     opened = ec.open(cache)
-    lines = [one for name in opened for one in opened[name].summaries()]
+    lines = {name: opened[name].summaries() for name in opened}
     if as_json:
-        _print_json([asdict(one) for one in lines])
+        _print_json([asdict(one) for listed in lines.values() for one in listed])
         return
-    if not lines:
+    if not any(lines.values()):
         typer.echo(f"{cache}: {', '.join(opened) or 'empty'}, no features yet")
         return
+    for name, listed in lines.items():
+        _print_listed(opened[name], listed)
+
+
+def _print_listed(dataset: Any, listed: Sequence[FileSummary]) -> None:
+    """A data set with its feature files; what cannot be read of either is said below."""
+    from embedcache.errors import DamagedFileError
+
+    damages = [f"{one.path.name}: {one.damage}" for one in listed if one.damage is not None]
+    try:
+        typer.echo(f"{dataset.name}: {_counts(dataset.record.counts)}")
+    except DamagedFileError as error:
+        typer.echo(f"{dataset.name}:")
+        damages.append(str(error))
     numbers = ("dim", "rows", "failed", "size", "age")
-    for name in opened:
-        typer.echo(f"{name}: {_counts(opened[name].table.counts)}")
-        table = _table("backbone", "what", *numbers, "fingerprint", right=numbers)
-        for one in (line for line in lines if line.dataset == name):
-            mark = one.fingerprint if one.sealed else f"{one.done:.0%} done"
-            cells = (f"{one.dim}", f"{one.rows:,}", f"{one.failed:,}", _size(one.size), _duration(one.age))
-            table.add_row(one.name, one.modality, *cells, mark)
-        _show(table)
-        typer.echo()
+    table = _table("backbone", "what", *numbers, "fingerprint", right=numbers)
+    for one in listed:
+        cells = (f"{one.dim}", f"{one.rows:,}", f"{one.failed:,}") if one.damage is None else ("", "", "")
+        table.add_row(one.name, one.modality, *cells, _size(one.size), _duration(max(0, one.age)), _mark(one))
+    _show(table)
+    for damage in damages:
+        _echo(damage, "  damaged: ")
+    typer.echo()
+
+
+def _mark(one: FileSummary) -> str:
+    """The fingerprint of a sealed file; of another, how far it is."""
+    if one.damage is not None:
+        return "damaged"
+    return one.fingerprint if one.sealed else f"{one.fingerprint} {one.done:.0%} done"
+
+
+def _echo(text: str, start: str = "") -> None:
+    """A line on stdout, continued below ``start`` where a terminal of 80 columns ends; no word is broken."""
+    import textwrap
+
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    indent = " " * len(start)
+    typer.echo(textwrap.fill(text, 80, initial_indent=start, subsequent_indent=indent, **options))  # type: ignore[arg-type]
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -478,8 +576,9 @@ def _print_difference(dataset: Any, pair: tuple[str, str], as_json: bool) -> Non
     lines = difference(dataset.find(pair[0]), dataset.find(pair[1]))
     if as_json:
         _print_json(lines)
-    else:
-        typer.echo("\n".join(lines) or "The two mean the same.")
+        return
+    for line in lines or ["The two mean the same."]:
+        _echo(line)
 
 
 def _print_failures(dataset: Any, features: str | None, as_json: bool) -> None:
@@ -492,48 +591,175 @@ def _print_failures(dataset: Any, features: str | None, as_json: bool) -> None:
     for feature_set, items in found.items():
         typer.echo(f"{feature_set}: {len(items):,} failed")
         for item, reason in items.items():
-            typer.echo(f"  {item}: {reason}")
+            _echo(f"{item}: {reason}", "  ")
 
 
 @app.command()
 def verify(
     name: Annotated[str | None, typer.Argument(help="A data set; default: all.")] = None,
+    features: Annotated[str | None, typer.Option(help="One feature set of it; default: all.")] = None,
+    recompute: Annotated[int | None, typer.Option(min=1, help="Encode that many random items again.")] = None,
+    against_data: Annotated[bool, typer.Option("--against-data", help="Compare with the data as they are.")] = False,
+    backbone: Annotated[str | None, typer.Option(help="Where --recompute finds the encoder.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Its weight file, in place of the checkpoint's.")] = None,
+    data: Annotated[Path | None, typer.Option(envvar="EMBEDCACHE_DATA", help="Where the data lie now.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of --recompute.")] = 0,
     cache: CacheOption = Path("cache"),
     as_json: JsonOption = False,
 ) -> None:
-    """Check every byte of the feature files against their digests and checksums; exit 1 where one is damaged."""
-    import embedcache as ec
-    from embedcache import cache as caches
+    """Check feature files: bytes, counts, ids, vectors; exit 1 where one is damaged, 0 with warnings only."""
+    from dataclasses import asdict
 
+    import embedcache as ec
+    from embedcache import verification
+    from embedcache.errors import UsageError
+
+    if features is not None and name is None:
+        raise UsageError("--features is of one data set: name it, as in 'verify NAME --features vit-large'.")
     opened = ec.open(cache)
-    found = {
-        path: bad for one in ([name] if name else list(opened)) for path, bad in caches.verify(opened[one]).items()
-    }
+    again = verification.again(recompute, backbone, weights, data, device=device, seed=seed)
+    found = []
+    for dataset in [opened[one] for one in ([name] if name else opened)]:
+        now = verification.remembered_data(dataset, data) if against_data else None
+        for report in verification.verify(dataset, features, recompute=again, against_data=now):
+            found.append(report)
+            if not as_json:
+                _print_report(report)
     if as_json:
-        _print_json({str(path): bad for path, bad in found.items()})
-    else:
-        for path, bad in found.items():
-            typer.echo(f"{path}: {'; '.join(bad) or 'whole'}")
-    if any(found.values()):
+        _print_json([{**asdict(one), "damaged": one.damaged} for one in found])
+    if any(one.damaged for one in found):
         raise typer.Exit(1)
+
+
+def _print_report(report: FileReport) -> None:
+    worst = [word for word in ("damage", "warning") if any(one.severity == word for one in report.findings)]
+    typer.echo(f"{report.dataset}/{report.path.name}: {worst[0] if worst else 'whole'}")
+    if report.rows:
+        pending = f", {report.pending:,} pending" if report.pending else ""
+        typer.echo(f"  {report.done:,} rows done, {report.failed:,} failed{pending}; {_size(report.nbytes)}")
+    for one in report.findings:
+        _echo(one.message, f"  {one.severity}: ")
 
 
 @app.command("rm")
 def remove(
     name: Annotated[str, typer.Argument(help="A data set of the cache.")],
     features: Annotated[str | None, typer.Option(help="One feature set; default: the whole data set.")] = None,
+    unused: Annotated[bool, typer.Option("--unused", help="Only what is left over, and rows no sample uses.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     cache: CacheOption = Path("cache"),
 ) -> None:
-    """Remove a feature set, or a data set with all its features; says what, and asks."""
+    """Remove a feature set, a data set with all its features, or what is unused; says what, and asks."""
     import embedcache as ec
-    from embedcache import cache as caches
+    from embedcache import housekeeping
+    from embedcache.errors import UsageError
 
-    paths = caches.removable(ec.open(cache)[name], features)
-    for path in paths:
-        typer.echo(f"{path}{'/' if path.is_dir() else ''}")
-    if yes or typer.confirm("Remove?"):
-        caches.remove(paths)
+    if unused and features is not None:
+        raise UsageError("--unused is of a whole data set: leave out --features.")
+    dataset = ec.open(cache)[name]
+    with housekeeping.nobody_writing(dataset):
+        found = housekeeping.left_over(dataset) if unused else housekeeping.asked_for(dataset, features)
+        _print_removals(found)
+        if found.nothing:
+            typer.echo("Nothing to remove.")
+        elif yes or typer.confirm("Remove?"):
+            housekeeping.carry_out(found)
+        else:
+            typer.echo("Nothing was removed.")
+
+
+def _print_removals(found: LeftOver) -> None:
+    for one in found.removals:
+        typer.echo(f"{one.path}{'/' if one.path.is_dir() else ''}")
+        typer.echo(f"  {_size(one.size)}; {one.reason}")
+    for shrinkage in found.shrinkages:
+        typer.echo(f"{shrinkage.path}")
+        typer.echo(f"  {shrinkage.n_unused:,} of {shrinkage.n_items:,} rows, which no sample uses")
+    for line in found.kept:
+        _echo(line)
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="A data set of the cache.")],
+    to: Annotated[Path, typer.Option(help="The file: .npz, .npy, .parquet, .safetensors or .h5.")],
+    features: Annotated[
+        list[str] | None, typer.Option(help="Feature sets, commas between them; default: all of them.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="One published split; default: all samples.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+    cache: CacheOption = Path("cache"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write ids, splits, targets and vectors in sample order to one file; its suffix says the format."""
+    from dataclasses import asdict
+
+    import embedcache as ec
+    from embedcache import exchange
+
+    named = [one for listed in features or [] for one in listed.split(",")]
+    done = exchange.export(ec.open(cache)[name], to, *named, split=split, force=force)
+    if as_json:
+        _print_json(asdict(done))
+        return
+    sets = ", ".join(f"{one} ({dim:,} numbers)" for one, dim in done.dims.items())
+    _echo(f"{done.rows:,} samples: {sets}")
+    for reason, count in done.left_out.items():
+        _echo(f"{count:,} samples left out: {reason}", "  ")
+    for path in done.paths:
+        typer.echo(f"{path}")
+
+
+@app.command("import")
+def import_features(
+    name: Annotated[str, typer.Argument(help="A data set of the cache.")],
+    file: Annotated[Path, typer.Argument(help=".npz with ids and features, or .npy with --ids.")],
+    as_name: Annotated[str, typer.Option("--as", help="The backbone that it is listed under.")],
+    modality: Annotated[str, typer.Option(help="What the vectors are of: image or text.")],
+    ids: Annotated[Path | None, typer.Option(help="Ids of a .npy: .parquet, .npy or one a line.")] = None,
+    cache: CacheOption = Path("cache"),
+    as_json: JsonOption = False,
+) -> None:
+    """Take vectors from elsewhere into a data set, matched by item id or sample id, marked as imported."""
+    import embedcache as ec
+    from embedcache import exchange
+
+    kind = _one_of(modality, "--modality", ("image", "text"))
+    done = exchange.import_vectors(ec.open(cache)[name], file, as_name, kind, ids)
+    counts = {"items": done.n_items, "failed": done.n_failed, "unmatched": done.unmatched, "lacking": done.lacking}
+    if as_json:
+        _print_json({"path": done.file.path, "matched_by": done.matched_by, **counts})
+        return
+    typer.echo(f"{name} · {as_name}: {done.n_items:,} {kind}s × {done.file.dim}, matched by {done.matched_by}")
+    for count, what in (
+        (done.n_failed, "failed: their vectors are not finite"),
+        (done.unmatched, "rows of the file belong to no item"),
+        (done.lacking, f"{kind}s of the data set have no vector"),
+    ):
+        if count:
+            typer.echo(f"  {count:,} {what}")
+    typer.echo(f"  {done.file.path}")
+
+
+@app.command()
+def doctor(cache: CacheOption = Path("cache"), as_json: JsonOption = False) -> None:
+    """Try what this machine and the cache's folder can do; exit 1 where something needed does not work."""
+    from dataclasses import asdict
+
+    from embedcache import probing
+
+    checks = probing.examine(cache)
+    if as_json:
+        _print_json([asdict(one) for one in checks])
+    else:
+        width = max(len(one.name) for one in checks)
+        for one in checks:
+            _echo(one.detail, f"{one.name:{width}}  {one.state:7}  ")
+            if one.fallback and one.state != "works":
+                _echo(one.fallback, " " * (width + 11))
+    if any(one.state == "broken" for one in checks):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from embedcache.catalog import DatasetFolder, DatasetRecord, dataset_folders
 from embedcache.errors import DamagedFileError, DataNotFoundError, MissingFeaturesError, UsageError, unknown_name
-from embedcache.failures import failures_path, read_failures
+from embedcache.failures import read_failures
 from embedcache.provenance import differences
 from embedcache.samples import SampleTable
-from embedcache.store import PARTIAL_SUFFIX, PENDING, FeatureFile
+from embedcache.store import PARTIAL_SUFFIX, PENDING, USERBLOCK, FeatureFile, Header
 from embedcache.view import Captions, Features, assemble, samples_frame
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ def open_cache(path: str | Path = "cache") -> Cache:
 
 @dataclass(frozen=True)
 class FileSummary:
-    """One line of ``ls``. done: share of rows that are not pending; size: bytes; age: seconds since sealing."""
+    """One line of ``ls``. done: share of rows that are not pending; size: bytes; age: seconds since sealing.
+
+    damage: why the file cannot be used, None where it can; nothing but path, size and age is known of a damaged one.
+    """
 
     dataset: str
     name: str
@@ -55,6 +58,7 @@ class FileSummary:
     done: float
     fingerprint: str
     path: Path
+    damage: str | None = None
 
 
 class Cache(Mapping[str, "CachedDataset"]):
@@ -96,6 +100,7 @@ class CachedDataset:
     def __init__(self, folder: DatasetFolder) -> None:
         self.folder = folder
         self.name = folder.name
+        self._entries: dict[tuple[Path, Any], FeatureEntry] = {}
 
     @cached_property
     def record(self) -> DatasetRecord:
@@ -112,56 +117,78 @@ class CachedDataset:
         """One row per sample: id, split, targets, groups, references to items."""
         return samples_frame(self.table.samples)
 
-    @cached_property
+    @property
+    def entries(self) -> tuple[FeatureEntry, ...]:
+        """The sealed feature files as they are now, none of them opened."""
+        found = [(path, _identity(path)) for path in self.folder.feature_paths()]
+        self._entries = {key: self._entries.get(key) or FeatureEntry(key[0]) for key in found if key[1] is not None}
+        return tuple(self._entries.values())
+
+    @property
     def files(self) -> tuple[FeatureFile, ...]:
         """The sealed feature files. Raises DamagedFileError at the first that is not whole."""
-        return tuple(FeatureFile(path) for path in self.folder.feature_paths())
+        return tuple(entry.file for entry in self.entries)
 
     def summaries(self) -> list[FileSummary]:
-        """A line per feature file, unfinished ones included."""
-        paths = [*self.folder.feature_paths(), *self.folder.partial_paths()]
-        return [self._summary(path) for path in paths]
+        """A line per feature file, unfinished and damaged ones included."""
+        partial = [FeatureEntry(path) for path in self.folder.partial_paths()]
+        found = [self._summary(entry) for entry in (*self.entries, *partial)]
+        return [one for one in found if one is not None]
 
-    def _summary(self, path: Path) -> FileSummary:
-        sealed = not path.name.endswith(PARTIAL_SUFFIX)
-        file = FeatureFile(path, partial=not sealed)
+    def _summary(self, entry: FeatureEntry) -> FileSummary | None:
+        """The line of one file; None where it was sealed or removed meanwhile."""
+        try:
+            found = entry.path.stat()
+        except FileNotFoundError:
+            return None
+        age = time.time() - found.st_mtime
+        common: dict[str, Any] = {
+            "dataset": self.name,
+            "size": found.st_size,
+            "age": age,
+            "sealed": entry.sealed,
+            "path": entry.path,
+        }
+        try:
+            file = entry.file
+        except (DamagedFileError, OSError) as error:
+            if not entry.path.exists():
+                return None
+            about: dict[str, Any] = {"name": entry.label, "modality": entry.modality, "fingerprint": ""}
+            return FileSummary(**common, **about, dim=0, rows=0, failed=0, done=0.0, damage=str(error))
         return FileSummary(
-            self.name,
-            file_name(file),
-            file.modality,
-            file.dim,
-            file.n_items,
-            file.n_failed,
-            file.size,
-            time.time() - path.stat().st_mtime,
-            sealed,
-            float((file.status != PENDING).mean()),
-            file.fingerprint,
-            path,
+            **common,
+            name=file_name(file),
+            modality=file.modality,
+            dim=file.dim,
+            rows=file.n_items,
+            failed=file.n_failed,
+            done=float((file.status != PENDING).mean()),
+            fingerprint=file.fingerprint,
         )
 
     def find(self, query: FeatureQuery) -> FeatureFile:
-        """The feature file that a name or settings mean.
+        """The feature file that a name or settings mean; no other file is opened for it.
 
         ``name``, ``family:name``, either with ``@`` and the beginning of a fingerprint, or settings such as
         ``{"backbone": "roberta", "lowercase": True}``. A bare name means the one with default settings where
-        several exist. Raises MissingFeaturesError where there is none, UsageError where it is not unique.
+        several exist. Raises MissingFeaturesError where there is none, UsageError where it is not unique,
+        DamagedFileError where it is not whole.
         """
         name, settings, prefix = parse_query(query)
-        named = [file for file in self.files if name in names_of(file)]
-        matching = [file for file in named if file.fingerprint.startswith(prefix)]
+        matching = [entry for entry in self.entries if name in entry.names and entry.begins_with(prefix)]
         if settings or (len(matching) > 1 and not prefix):
-            exact = [file for file in matching if file.record.get("settings", {}) == settings]
+            exact = [entry for entry in matching if entry.settings == settings]
             matching = exact if exact or settings else matching
         if len(matching) == 1:
-            return matching[0]
+            return matching[0].file
         if matching:
-            listed = "; ".join(f"{file_name(file)}@{file.fingerprint} {_stated(file)}" for file in matching)
+            listed = "; ".join(entry.described for entry in matching)
             raise UsageError(f"{name!r} means several feature sets of {self.name}: {listed}. Add @ and a fingerprint.")
         raise self._missing(name, settings, prefix)
 
     def _missing(self, name: str, settings: Mapping[str, Any], prefix: str) -> MissingFeaturesError:
-        have = ", ".join(f"{file_name(file)}@{file.fingerprint} {_stated(file)}".strip() for file in self.files)
+        have = ", ".join(entry.described for entry in self.entries)
         flags = "".join(_flag(key, value) for key, value in settings.items())
         wanted = f"{name}{f'@{prefix}' if prefix else ''}{f' with {dict(settings)}' if settings else ''}"
         return MissingFeaturesError(
@@ -192,8 +219,11 @@ class CachedDataset:
         return assemble(self.table, list(zip(unique, files, strict=True)), captions)
 
     def __repr__(self) -> str:
-        lines = [f"{self.name}: " + ", ".join(f"{count:,} {what}" for what, count in self.table.counts.items())]
+        lines = [f"{self.name}: " + ", ".join(f"{count:,} {what}" for what, count in self.record.counts.items())]
         for one in self.summaries():
+            if one.damage is not None:
+                lines.append(f"  {one.modality:5}  {one.name:24}  damaged: {one.path.name}")
+                continue
             state = "" if one.sealed else f"  {one.done:.0%} done"
             failed = f"  {one.failed} failed" if one.failed else ""
             size = f"{one.dim:>5}  {one.rows:>9,} rows{failed}"
@@ -201,10 +231,86 @@ class CachedDataset:
         return "\n".join(lines)
 
 
-def names_of(file: FeatureFile) -> set[str]:
-    """The names that a feature file answers to."""
-    backbone = str(file.record.get("backbone", ""))
-    checkpoint = str(file.record.get("checkpoint", ""))
+class FeatureEntry:
+    """A feature file by its path: opened, and checked, when something is asked of it that needs it.
+
+    Names and settings are peeked at in the userblock, which only opening proves to be whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sealed = not path.name.endswith(PARTIAL_SUFFIX)
+
+    @cached_property
+    def file(self) -> FeatureFile:
+        """The file, opened. Raises DamagedFileError where it is not whole."""
+        return FeatureFile(self.path, partial=not self.sealed)
+
+    @property
+    def damage(self) -> str | None:
+        """Why it cannot be opened; None where it can."""
+        try:
+            _ = self.file
+        except (DamagedFileError, OSError) as error:
+            return str(error)
+        return None
+
+    @cached_property
+    def _record(self) -> Mapping[str, Any]:
+        try:
+            with open(self.path, "rb") as raw:
+                return Header.unpack(raw.read(USERBLOCK), self.path).record
+        except (DamagedFileError, OSError):
+            return {}
+
+    @property
+    def names(self) -> set[str]:
+        """The names that it answers to; for a file that cannot be read, the one in its file name."""
+        return names_of(self._record) or {self.label}
+
+    @property
+    def settings(self) -> Any:
+        """What was stated about its encoder."""
+        return self._record.get("settings", {})
+
+    @property
+    def label(self) -> str:
+        """The backbone as the file's name has it: for people, where nothing better can be read."""
+        return self.path.name.partition(".")[2].removesuffix(PARTIAL_SUFFIX).rsplit(".", 2)[0]
+
+    @property
+    def modality(self) -> str:
+        """The modality as the file's name has it."""
+        return self.path.name.partition(".")[0]
+
+    def begins_with(self, prefix: str) -> bool:
+        """Whether its fingerprint, or that in the name of a damaged one, begins with ``prefix``."""
+        if not prefix:
+            return True
+        if self.damage is not None:
+            return self.path.name.removesuffix(".h5").rpartition(".")[2].startswith(prefix)
+        return self.file.fingerprint.startswith(prefix)
+
+    @property
+    def described(self) -> str:
+        """Name, fingerprint and settings, for messages."""
+        if self.damage is not None:
+            return f"{self.label} (damaged: {self.path.name})"
+        return f"{file_name(self.file)}@{self.file.fingerprint} {_stated(self.file)}".strip()
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What changes when another file takes a path's place; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def names_of(record: Mapping[str, Any]) -> set[str]:
+    """The names that a feature file with such a record answers to."""
+    backbone, checkpoint = str(record.get("backbone", "")), str(record.get("checkpoint", ""))
     last = {name.rsplit(":", 1)[-1].rsplit("/", 1)[-1] for name in (backbone, checkpoint)}
     return {backbone, checkpoint, *last} - {""}
 
@@ -234,8 +340,10 @@ def _reduced(name: str) -> str:
 
 
 def _stated(file: FeatureFile) -> str:
-    settings = file.record.get("settings") or {}
-    return "(" + ", ".join(f"{key}={value}" for key, value in settings.items()) + ")" if settings else ""
+    settings = file.record.get("settings")
+    if not isinstance(settings, Mapping) or not settings:
+        return ""
+    return "(" + ", ".join(f"{key}={value}" for key, value in settings.items()) + ")"
 
 
 def _flag(key: str, value: Any) -> str:
@@ -244,45 +352,75 @@ def _flag(key: str, value: Any) -> str:
 
 
 def failures(dataset: CachedDataset, query: FeatureQuery | None = None) -> dict[str, dict[str, str]]:
-    """Failed items with their reasons, by feature set (``name@fingerprint``)."""
-    files = dataset.files if query is None else (dataset.find(query),)
-    return {f"{file_name(file)}@{file.fingerprint}": read_failures(file.path) for file in files}
+    """Failed items with their reasons, by feature set (``name@fingerprint``; a damaged file by its name)."""
+    if query is not None:
+        file = dataset.find(query)
+        return {f"{file_name(file)}@{file.fingerprint}": read_failures(file.path)}
+    return {
+        entry.path.name if entry.damage else f"{file_name(entry.file)}@{entry.file.fingerprint}": read_failures(
+            entry.path
+        )
+        for entry in dataset.entries
+    }
 
 
-def problems(file: FeatureFile) -> list[str]:
-    """What is wrong with an open feature file's vectors; an empty list where nothing is."""
-    bad = list(file.bad_blocks())
-    return [f"block {block}: its rows do not have their checksum" for block in bad]
+WORDS: Mapping[str, str] = {
+    "modality": "modality",
+    "family": "family",
+    "pooling": "pooling",
+    "layer": "layer",
+    "compute": "compute precision",
+    "stored": "stored precision",
+    "preprocessing.lowercase": "lower-casing",
+    "preprocessing.prompt": "prompt",
+    "preprocessing.max_length": "maximum length",
+    "preprocessing.size": "size",
+    "preprocessing.shortest_edge": "shorter side",
+    "preprocessing.crop": "crop",
+    "preprocessing.crop_rounding": "rounding of the crop",
+    "preprocessing.interpolation": "interpolation",
+    "preprocessing.mean": "normalisation mean",
+    "preprocessing.std": "normalisation standard deviation",
+    "preprocessing.scale": "scale of the pixels",
+    "preprocessing.exif": "EXIF rotation",
+    "preprocessing.value_range": "value range",
+    "preprocessing.channels": "channels",
+    "preprocessing.decoder": "decoder",
+}
+"""What the leaves of a provenance are called; other leaves go by their path."""
 
-
-def verify(dataset: CachedDataset) -> dict[Path, list[str]]:
-    """Problems by feature file; files without problems map to empty lists."""
-    found: dict[Path, list[str]] = {}
-    for path in dataset.folder.feature_paths():
-        try:
-            found[path] = problems(FeatureFile(path))
-        except DamagedFileError as error:
-            found[path] = [str(error)]
-    return found
+_ABSENT = "not stated"
 
 
 def difference(left: FeatureFile, right: FeatureFile) -> list[str]:
-    """In words, what differs between two encoders."""
-    return [f"{path}: {a!r} → {b!r}" for path, a, b in differences(left.provenance, right.provenance)]
+    """In words, what differs between two encoders: ``pooling: mean → cls``, ``weights differ``."""
+    found = differences(left.provenance, right.provenance)
+    weights = ["weights differ"] if any(path == "weights" for path, _, _ in found) else []
+    tokenizer = [path.split(".", 2)[2] for path, _, _ in found if path.startswith("preprocessing.tokenizer.")]
+    if tokenizer:
+        weights.append(f"tokenizer differs ({', '.join(tokenizer)})")
+    return weights + [
+        f"{_word(path)}: {_value(a)} → {_value(b)}"
+        for path, a, b in found
+        if path != "weights" and not path.startswith("preprocessing.tokenizer.")
+    ]
 
 
-def removable(dataset: CachedDataset, query: FeatureQuery | None) -> list[Path]:
-    """What ``rm`` would remove: one feature file with its list of failures, or the data set's folder."""
-    if query is None:
-        return [dataset.folder.path]
-    path = dataset.find(query).path
-    return [one for one in (path, failures_path(path)) if one.exists()]
+def _word(path: str) -> str:
+    if path in WORDS:
+        return WORDS[path]
+    where, _, leaf = path.partition(".")
+    return f"{where} {leaf}" if leaf else where
 
 
-def remove(paths: Sequence[Path]) -> None:
-    """Remove files and folders that ``removable`` named."""
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def _value(value: Any) -> str:
+    """A leaf as people write it."""
+    if value is None:
+        return _ABSENT
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if value == "":
+        return "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(one) for one in value) or "none"
+    return str(value) if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)

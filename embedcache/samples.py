@@ -276,7 +276,24 @@ def load(folder: Path, notes: Sequence[str] = ()) -> SampleTable:
         for modality, column in columns.items()
         if column in samples.column_names
     }
+    _refuse_other_kinds(samples, {"id": _TEXT, "split": _TEXT}, {"image": _TEXT, "texts": _LIST}, folder / _SAMPLES)
+    for modality, table in items.items():
+        expected = {"id": _TEXT, "text": _TEXT} if modality == "text" else {"id": _TEXT}
+        _refuse_other_kinds(table, expected, {}, items_path(folder, modality))
     return SampleTable(samples, items, tuple(notes))
+
+
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+_LIST = (pa.types.is_list, pa.types.is_large_list)
+
+
+def _refuse_other_kinds(table: pa.Table, needed: Mapping[str, Any], optional: Mapping[str, Any], path: Path) -> None:
+    """Columns that this release writes, of the kinds that it writes. Raises DamagedFileError where one is not."""
+    for name, kinds in {**needed, **optional}.items():
+        found = table.schema.field(name).type if table.column_names.count(name) == 1 else None
+        there = name in table.column_names
+        if (there or name in needed) and not (found is not None and any(kind(found) for kind in kinds)):
+            raise DamagedFileError(f"{path}: its column {name!r} is {found if there else 'missing'}, not as written.")
 
 
 def items_path(folder: Path, modality: Modality) -> Path:

@@ -108,4 +108,4 @@ def test_what_is_not_there_is_said(cache: Path, tmp_path: Path) -> None:
 def test_the_difference_of_two_encoders_in_words(cache: Path) -> None:
     dataset = ec.open(cache)["t"]
     words = caches.difference(dataset.find("bert"), dataset.find({"backbone": "bert", "lowercase": True}))
-    assert words == ["preprocessing.lowercase: False → True"]
+    assert words == ["lower-casing: off → on"]

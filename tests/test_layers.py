@@ -22,7 +22,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("heads",),
     ("embedcache",),  # the package itself: names that are imported when they are asked for
-    ("embedcache.cache", "embedcache.view"),
+    (
+        "embedcache.cache",
+        "embedcache.view",
+        "embedcache.exchange",
+        "embedcache.housekeeping",
+        "embedcache.verification",
+    ),
     (
         "embedcache.extraction",
         "embedcache.writing",
@@ -33,6 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "embedcache.options",
+        "embedcache.probing",
         "embedcache.failures",
         "embedcache.planning",
         "embedcache.items",
