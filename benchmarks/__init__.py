@@ -1,1 +1,15 @@
-"""Speed and memory beside named peers, every figure a ratio within one run."""
+"""Speed and memory beside named peers, every figure a ratio within one run.
+
+A benchmark is one file with ``run(repeats)`` and one line here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+BENCHMARKS: Final = {
+    "extract_speed": "benchmarks.extract_speed",
+    "read_speed": "benchmarks.read_speed",
+    "grid_speed": "benchmarks.grid_speed",
+    "memory": "benchmarks.memory",
+}
