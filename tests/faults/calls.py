@@ -64,6 +64,8 @@ class Calls:
 
         from embedcache import store
 
+        if self.fault.kind == "signal":  # what a shell starts in the background ignores it, and so do its children
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self._wrap(os, "open", self._path_of_open)
         self._wrap(os, "pwrite", self._path_of_fd, write=True)
         for name in ("fsync", "fdatasync", "posix_fallocate"):
