@@ -114,7 +114,7 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in columns:
         number = column in right
         table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
