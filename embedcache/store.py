@@ -404,13 +404,6 @@ class FeatureFile:
         """Rows whose item could not be encoded."""
         return int(np.count_nonzero(self.status == FAILED))
 
-    @property
-    def item_digest(self) -> str:
-        """Which rows: xxh3-128 of ids and contents in row order."""
-        state = xxhash.xxh3_128(np.ascontiguousarray(self.ids).tobytes())
-        state.update(np.ascontiguousarray(self.content).data)
-        return state.hexdigest()
-
     def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
         little = np.dtype(dtype).newbyteorder("<")
         shaped: Any = _view(self._bytes, self._extents[name], little).reshape(shape)

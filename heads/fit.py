@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +95,6 @@ class Task:
     found: Candidates
     jobs: int
     left_out: Mapping[str, int] = field(default_factory=dict)
-
-    @cached_property
-    def folded(self) -> bool:
-        """Whether candidates are scored by cross-validation."""
-        return self.config.cv is not None
 
 
 def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:

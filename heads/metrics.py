@@ -61,7 +61,6 @@ METRICS: Final[Mapping[str, Metric]] = {
     "macro_f1": macro_f1,
     "log_loss": log_loss,
 }
-LOWER_IS_BETTER: Final = frozenset({"log_loss"})
 
 
 def row_log_loss(truth: Codes, probabilities: Probabilities) -> npt.NDArray[np.float64]:

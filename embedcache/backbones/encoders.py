@@ -15,8 +15,6 @@ from embedcache.backbones.images import ImagePreprocessing
 from embedcache.errors import ItemError
 from embedcache.provenance import FloatType
 
-Pool = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
-
 
 def frozen(module: nn.Module, device: str) -> nn.Module:
     """In ``eval()``, without gradients, in float32, on ``device``."""

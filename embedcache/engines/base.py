@@ -28,7 +28,7 @@ class Encoded:
 
     vectors: float32, (rows, dim); failed rows are zeros. content: uint8, (rows, 16), xxh3-128 of the bytes
     that were read, zeros where nothing could be. failures: position in ``work.rows`` to reason.
-    truncated: texts that were cut. padded: share of the tokens that was padding, for the record.
+    truncated: texts that were cut.
     """
 
     work: Work
