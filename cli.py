@@ -180,11 +180,25 @@ def extract(
     id_column: Annotated[str | None, typer.Option("--id", help="table: column of ids.")] = None,
     split: Annotated[str | None, typer.Option(help="table: column of splits.")] = None,
     weight: Annotated[str | None, typer.Option(help="table: column of sample weights.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the data set's adapter; 'datasets' lists them.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Encode every item of a data set once; what the cache holds already is not encoded again."""
     import embedcache as ec
 
+    own = {
+        "captions": captions,
+        "label": label,
+        "group": group,
+        "text": text,
+        "image": image,
+        "images": images,
+        "id": id_column,
+        "split": split,
+        "weight": weight,
+    }
     results = ec.extract(
         dataset,
         list(data) if data else None,
@@ -217,15 +231,7 @@ def extract(
             wait=wait,
             progress=not as_json,
         ),
-        captions=captions,
-        label=label,
-        group=group,
-        text=text,
-        image=image,
-        images=images,
-        id=id_column,
-        split=split,
-        weight=weight,
+        **{**own, **_assignments(option or [])},
     )
     if as_json:
         from dataclasses import asdict
@@ -234,6 +240,20 @@ def extract(
         return
     for one in results:
         _print_extraction(one, dry_run)
+
+
+def _assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """``language=spanish`` as keyword arguments; values are read as YAML."""
+    from embedcache.errors import UsageError
+    from heads.config import plain_yaml
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--option takes NAME=VALUE, got {text!r}.")
+        found[name] = plain_yaml(value)
+    return found
 
 
 def _pair(numbers: tuple[Any, ...] | None) -> tuple[float, float] | None:
@@ -783,14 +803,14 @@ def backbones(as_json: JsonOption = False) -> None:
 @app.command()
 def datasets(as_json: JsonOption = False) -> None:
     """List the data sets that can be read, and how they must lie on disk."""
-    from embedcache.datasets import LAYOUTS
+    from embedcache.datasets import LAYOUTS, options_of
 
     if as_json:
-        _print_json(LAYOUTS)
+        _print_json({name: {"layout": layout, "options": options_of(name)} for name, layout in LAYOUTS.items()})
         return
-    table = _table("data set", "layout")
+    table = _table("data set", "layout", "options")
     for name, layout in LAYOUTS.items():
-        table.add_row(name, layout)
+        table.add_row(name, layout, ", ".join(options_of(name)))
     _show(table)
 
 

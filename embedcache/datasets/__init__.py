@@ -13,9 +13,12 @@ from embedcache.datasets.folder import Folder
 from embedcache.datasets.table import Table
 from embedcache.errors import DataNotFoundError, UsageError, unknown_name
 
-__all__ = ["ADAPTERS", "Dataset", "discover", "open_dataset", "read_image"]
+__all__ = ["ADAPTERS", "Dataset", "discover", "open_dataset", "options_of", "read_image"]
 
 ADAPTERS: Final[Mapping[str, Any]] = {"cub": Cub, "folder": Folder, "table": Table}
+
+PUBLISHED: Final = ("cub",)
+"""Adapters that know their published layout by its files, in the order in which they are asked."""
 
 LOCATIONS: Final = frozenset({"captions", "images"})
 """Options that say where something lies: they are forgotten where the data are said to lie elsewhere."""
@@ -36,26 +39,24 @@ def open_dataset(adapter: str, data: Sequence[Path], options: Mapping[str, Any] 
         raise unknown_name("data set", adapter, ADAPTERS)
     kind = ADAPTERS[adapter]
     stated = {name: value for name, value in (options or {}).items() if value not in (None, (), [])}
-    known = _options(kind)
-    if unknown := sorted(set(stated) - known):
-        raise UsageError(
-            f"The data set {adapter!r} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}."
-        )
+    known = options_of(adapter)
+    if unknown := sorted(set(stated) - set(known)):
+        raise UsageError(f"The data set {adapter!r} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
     if adapter != "table" and len(data) != 1:
         raise UsageError(f"The data set {adapter!r} takes one data folder, got {len(data)}.")
     opened: Dataset = kind.open(*data, **stated)
     return opened
 
 
-def _options(kind: Any) -> set[str]:
-    """Names of an adapter's own options."""
+def options_of(adapter: str) -> list[str]:
+    """Names of an adapter's own options, sorted."""
     from dataclasses import fields
 
     from embedcache.datasets.table import Columns
 
-    if kind is Table:
-        return {"images", *(item.name for item in fields(Columns))}
-    return set(inspect.signature(kind.open).parameters) - {"data"}
+    if adapter == "table":
+        return sorted({"images", *(item.name for item in fields(Columns))})
+    return sorted(set(inspect.signature(ADAPTERS[adapter].open).parameters) - {"data"})
 
 
 def discover(data: Path) -> list[Dataset]:
@@ -64,10 +65,11 @@ def discover(data: Path) -> list[Dataset]:
         raise DataNotFoundError(f"There is no data folder {data}. {how_to_bring_data()}")
     found: list[Dataset] = []
     claimed: set[Path] = set()
-    if (root := Cub.find(data)) is not None:
-        cub = Cub.open(data)
-        found.append(cub)
-        claimed |= {root, data / "segmentations", *([cub.captions] if cub.captions else [])}
+    for adapter in PUBLISHED:
+        if ADAPTERS[adapter].find(data) is not None:
+            opened = ADAPTERS[adapter].open(data)
+            found.append(opened)
+            claimed |= set(opened.claims)
     found += [Folder.open(root) for root in Folder.find(data) if not _overlaps(root, claimed)]
     if not found:
         raise DataNotFoundError(f"No data set was found in {data}. {how_to_bring_data()}")

@@ -67,6 +67,12 @@ class Cub:
         """The folder of the index."""
         return (self.root,)
 
+    @property
+    def claims(self) -> tuple[Path, ...]:
+        """Folders that are this data set's, not labelled images of their own."""
+        beside = (self.root.parent / "segmentations", self.root / "segmentations")
+        return (self.root, *beside, *([self.captions] if self.captions else []))
+
     def settings(self) -> dict[str, Any]:
         """Where the captions are, if there are any."""
         return {"captions": str(self.captions) if self.captions else None}
