@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedcache.catalog import DatasetFolder, DatasetRecord, dataset_folders
 from embedcache.errors import DamagedFileError, DataNotFoundError, MissingFeaturesError, UsageError, unknown_name
-from embedcache.failures import read_failures
+from embedcache.failures import failures_of, read_failures
 from embedcache.provenance import differences
 from embedcache.samples import SampleTable
 from embedcache.store import PARTIAL_SUFFIX, PENDING, USERBLOCK, FeatureFile, Header
@@ -355,10 +355,10 @@ def failures(dataset: CachedDataset, query: FeatureQuery | None = None) -> dict[
     """Failed items with their reasons, by feature set (``name@fingerprint``; a damaged file by its name)."""
     if query is not None:
         file = dataset.find(query)
-        return {f"{file_name(file)}@{file.fingerprint}": read_failures(file.path)}
+        return {f"{file_name(file)}@{file.fingerprint}": failures_of(file)}
     return {
-        entry.path.name if entry.damage else f"{file_name(entry.file)}@{entry.file.fingerprint}": read_failures(
-            entry.path
+        entry.path.name if entry.damage else f"{file_name(entry.file)}@{entry.file.fingerprint}": (
+            read_failures(entry.path) if entry.damage else failures_of(entry.file)
         )
         for entry in dataset.entries
     }

@@ -134,8 +134,9 @@ def _extract_one(job: Job, dry_run: bool) -> Extraction:
 
 def _finished(job: Job, decided: Plan, found: Found, outcome: Outcome) -> Extraction:
     file = outcome.file
+    summary = _summary(job, decided, found)
     return replace(
-        _summary(job, decided, found),
+        summary,
         n_items=file.n_items,
         n_failed=file.n_failed,
         n_truncated=outcome.n_truncated,
@@ -143,7 +144,8 @@ def _finished(job: Job, decided: Plan, found: Found, outcome: Outcome) -> Extrac
         path=file.path,
         fingerprint=file.fingerprint,
         seconds=outcome.seconds,
-        failures=some_failures(file.path),
+        failures=some_failures(file),
+        notes=(*summary.notes, *outcome.notes),
     )
 
 
@@ -181,7 +183,7 @@ def _summary(job: Job, decided: Plan, found: Found) -> Extraction:
         path=file.path if file is not None else None,
         fingerprint=file.fingerprint if file is not None else None,
         notes=(*job.opened.table.notes, *found.notes),
-        failures=some_failures(file.path) if file is not None else {},
+        failures=some_failures(file) if file is not None else {},
     )
 
 

@@ -38,20 +38,25 @@ def append_failures(path: Path, failures: Mapping[str, str]) -> None:
     append(failures_path(path), "".join(lines))
 
 
+def failures_of(file: FeatureFile) -> dict[str, str]:
+    """The rows that are failed in a file with their reasons; lines of a list that a crash left behind do not count."""
+    failed = [bytes(item).decode() for item in file.ids[np.asarray(file.status) == FAILED]]
+    reasons = read_failures(file.path) if failed else {}
+    return {name: reasons.get(name, "its reason was not recorded") for name in failed}
+
+
 def keep_failures(file: FeatureFile) -> None:
     """Rewrite the list of failures with the rows that are failed in the sealed file, and only those."""
     listed = failures_path(file.path)
-    failed = [bytes(item).decode() for item in file.ids[np.asarray(file.status) == FAILED]]
-    if not failed:
+    found = failures_of(file)
+    if not found:
         listed.unlink(missing_ok=True)
         return
-    reasons = read_failures(file.path)
     with replacing(listed) as beside, open(beside, "w", encoding="utf-8") as out:
-        for name in failed:
-            entry = {"id": name, "reason": reasons.get(name, "its reason was not recorded")}
-            out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        for name, reason in found.items():
+            out.write(json.dumps({"id": name, "reason": reason}, ensure_ascii=False) + "\n")
 
 
-def some_failures(path: Path, n: int = 5) -> dict[str, str]:
+def some_failures(file: FeatureFile, n: int = 5) -> dict[str, str]:
     """The first ``n`` failed items with their reasons."""
-    return dict(list(read_failures(path).items())[:n])
+    return dict(list(failures_of(file).items())[:n])

@@ -181,13 +181,16 @@ def reader_of_images(read: Callable[[str], bytes], ids: npt.NDArray[np.bytes_]) 
     return lambda row: read(bytes(ids[row]).decode())
 
 
-def reader_of_texts(texts: pa.ChunkedArray | pa.Array, rows: Sequence[int] | npt.NDArray[np.int64]) -> Read:
-    """Row number to UTF-8 bytes, for texts ``texts[rows[i]]``; -1 is a text that is no longer there."""
-    column = combined(texts)
+def reader_of_texts(items: pa.Table, rows: Sequence[int] | npt.NDArray[np.int64]) -> Read:
+    """Row number to UTF-8 bytes, for texts ``items["text"][rows[i]]``; -1 is a text that is no longer there."""
+    column = combined(items["text"])
+    errors = combined(items["error"]) if "error" in items.column_names else None
 
     def read(row: int) -> bytes:
         if rows[row] < 0:
             raise ItemError("the text is no longer in the data set")
+        if errors is not None and (reason := errors[int(rows[row])].as_py()) is not None:
+            raise ItemError(reason)
         return str(column[int(rows[row])].as_py()).encode("utf-8", "surrogatepass")
 
     return read

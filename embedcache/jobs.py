@@ -87,7 +87,7 @@ def wanted_items(job: Job) -> Wanted:
     whole = len(rows) == found.num_rows
     ids = item_states.fixed_length(found["id"] if whole else found["id"].take(pa.array(rows)))
     if modality == "text":
-        return Wanted(rows, item_states.text_states(ids), item_states.reader_of_texts(found["text"], rows))
+        return Wanted(rows, item_states.text_states(ids), item_states.reader_of_texts(found, rows))
     folder = opened.dataset.image_folder
     remembered = opened.remembered() if job.options.check == "stat" else None
     states = item_states.image_states(folder, ids, remembered)

@@ -58,7 +58,8 @@ class SampleTable:
         ``texts`` (list of item ids), ``group`` (string or null), ``weight`` (float64 or null), one
         ``target.<name>`` per published target and ``meta.<name>`` for what is kept for analysis.
         A modality that the data set lacks has no column.
-    items: by modality, in stable order; ``id``, and for texts ``text``.
+    items: by modality, in stable order; ``id``, and for texts ``text``, with an ``error`` beside those that are not as
+        they were read.
     notes: what a reader should know, with counts ("12 images without captions").
     """
 
@@ -195,7 +196,25 @@ def _text_items(texts: Any) -> tuple[pa.Array, pa.Table]:
         references = ids.take(pa.array(inverse))
     lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
-    return pa.LargeListArray.from_arrays(offsets, references), pa.table({"id": ids, "text": texts})
+    return pa.LargeListArray.from_arrays(offsets, references), pa.table({"id": ids, **_decoded(texts)})
+
+
+def _decoded(texts: pa.LargeStringArray) -> dict[str, pa.Array]:
+    """The column of texts. Bytes that are not UTF-8 become replacement characters, with the reason in ``error``."""
+    raw = texts.cast(pa.large_binary())
+    try:
+        return {"text": raw.cast(pa.large_string())}
+    except pa.ArrowInvalid:
+        decoded = [value.decode("utf-8", "replace") for value in raw.to_pylist()]
+        return {"text": pa.array(decoded, pa.large_string()), "error": pa.array(map(_why_not_utf8, raw.to_pylist()))}
+
+
+def _why_not_utf8(value: bytes) -> str | None:
+    try:
+        value.decode()
+    except UnicodeDecodeError as error:
+        return f"it is not UTF-8: {error.reason} at byte {error.start}"
+    return None
 
 
 def text_digests(texts: pa.LargeStringArray) -> npt.NDArray[np.uint8]:
@@ -279,7 +298,7 @@ def load(folder: Path, notes: Sequence[str] = ()) -> SampleTable:
     _refuse_other_kinds(samples, {"id": _TEXT, "split": _TEXT}, {"image": _TEXT, "texts": _LIST}, folder / _SAMPLES)
     for modality, table in items.items():
         expected = {"id": _TEXT, "text": _TEXT} if modality == "text" else {"id": _TEXT}
-        _refuse_other_kinds(table, expected, {}, items_path(folder, modality))
+        _refuse_other_kinds(table, expected, {"error": _TEXT}, items_path(folder, modality))
     return SampleTable(samples, items, tuple(notes))
 
 

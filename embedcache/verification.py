@@ -399,7 +399,7 @@ def _reader(dataset: CachedDataset, file: FeatureFile, data: Path | None) -> Rea
         folder = remembered_data(dataset, data).image_folder
         return reader_of_images(lambda item: read_image(folder, item), file.ids)
     items = dataset.table.items["text"]
-    return reader_of_texts(items["text"], positions(file.ids, fixed_length(items["id"])))
+    return reader_of_texts(items, positions(file.ids, fixed_length(items["id"])))
 
 
 def remembered_data(dataset: CachedDataset, data: Path | None = None) -> Dataset:

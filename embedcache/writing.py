@@ -43,11 +43,12 @@ PARTIAL = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left. seconds: of encoding and writing; n_truncated: texts that were cut."""
+    """What a run left. seconds: of encoding and writing; n_truncated: texts cut; notes: what was set aside."""
 
     file: FeatureFile
     seconds: float
     n_truncated: int
+    notes: tuple[str, ...] = ()
 
 
 class Run:
@@ -68,6 +69,7 @@ class Run:
         self.pending: frozenset[int] = frozenset()
         self.waiting: list[Encoded] = []
         self.n_truncated = 0
+        self.notes: list[str] = []
         self.seconds = 0.0
 
     def execute(self) -> Outcome:
@@ -91,7 +93,7 @@ class Run:
             if self.writer is None:
                 raise self._all_failed()
             file = self._seal(self.writer, started)
-        return Outcome(file, self.seconds, self.n_truncated)
+        return Outcome(file, self.seconds, self.n_truncated, tuple(self.notes))
 
     def _close(self) -> None:
         if self.writer is not None:
@@ -125,7 +127,7 @@ class Run:
         old = {store.partial_path(path), *([self.found.partial.path] if self.found.partial else [])}
         for partial in old:
             if partial.exists():
-                _set_aside(partial)
+                self.notes.append(f"{self._why_not(partial)}: it was set aside as {_set_aside(partial).name}")
         length = store.block_length(job.modality, dim, stored)
         layout = Layout(self.plan.ids, dim, stored, provenance.to_dict(), length)
         record = self._record(store.now())
@@ -133,6 +135,16 @@ class Run:
         for partial in old - {self.writer.partial}:
             partial.unlink(missing_ok=True)
         self.pending = frozenset(self.writer.pending_blocks())
+
+    def _why_not(self, partial: Path) -> str:
+        """Why an unfinished file is not gone on with."""
+        if self.found.partial is not None and self.found.partial.path == partial:
+            return f"{partial.name} has other items (its rows were carried over)"
+        try:
+            FeatureFile(partial, partial=True)
+        except DamagedFileError:
+            return f"{partial.name} is damaged"
+        return f"{partial.name} is of another encoder"
 
     def _carry_over(self, writer: FeatureWriter) -> None:
         """The rows that an unfinished file has committed, to a file that is being laid out."""

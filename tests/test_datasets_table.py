@@ -15,13 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedcache.datasets import open_dataset, read_image
 from embedcache.datasets.table import Table
 from embedcache.errors import DataNotFoundError, ItemError, UnknownNameError, UsageError
-from embedcache.samples import SampleTable
+from embedcache.samples import SampleTable, text_id
 
 TEXTS = [
     "plain",
@@ -308,13 +309,23 @@ def test_line_endings_of_dos_are_no_part_of_a_value(tmp_path: Path) -> None:
     [
         ("text,label\na,1\nb,2\nc,3,4\n", r"Row #4.*Expected 2 columns, got 3"),
         ("text,label\na,1\nb\n", r"Row #3.*Expected 2 columns, got 1"),
-        ("text,label\na,caf\xe9\n".encode("latin-1"), r"Row #2.*UTF8"),
         (b"", "Empty CSV"),
     ],
 )
 def test_a_malformed_row_is_named(tmp_path: Path, content: bytes | str, says: str) -> None:
     with pytest.raises(UsageError, match=rf"bank\.csv cannot be read: .*{says}"):
         read(raw(tmp_path, content), text="text", label="label")
+
+
+def test_a_label_that_is_not_utf8_is_named_and_a_text_fails_alone(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"bank\.csv, row 3: its label holds bytes that are not UTF-8"):
+        read(raw(tmp_path, b"text,label\na,b\nc,caf\xe9\n"), text="text", label="label")
+    table = read(raw(tmp_path, b"text,more,label\na,b,x\ncaf\xe9,caf\xe9,y\n"), text=("text", "more"), label="label")
+    assert table.items["text"].to_pydict() == {
+        "id": [text_id("a"), text_id("b"), xxhash.xxh3_128_hexdigest(b"caf\xe9")],
+        "text": ["a", "b", "caf\ufffd"],
+        "error": [None, None, "it is not UTF-8: unexpected end of data at byte 3"],
+    }
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ import pytest
 
 import embedcache as ec
 from embedcache.backbones.base import BackboneSettings
+from embedcache.cache import failures
 from embedcache.errors import AllItemsFailedError, ItemError, UsageError
 from embedcache.extraction import Extraction
-from embedcache.failures import read_failures
+from embedcache.failures import append_failures, read_failures
 from embedcache.files import locked
 from embedcache.jobs import Job
 from embedcache.opening import OpenedDataset, find
@@ -171,10 +172,36 @@ def test_an_unfinished_file_of_other_items_is_set_aside_and_its_rows_are_taken_o
     backbone = FakeBackbone()
     done = run(photos, backbone)
     assert (done.action, backbone.encoded) == ("grow", N + 10 - 256)
-    assert "set aside" in done.reason
+    assert any("has other items" in note and "set-aside-1" in note for note in done.notes)
     assert len(list((photos.parent / "cache" / "photos").glob("*.set-aside-1"))) == 1
     assert done.path is not None
     check(FeatureFile(done.path), photos)
+
+
+def test_what_lies_under_the_name_of_the_unfinished_file_is_set_aside_and_said(photos: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, FakeBackbone(fail_at=400))
+    [partial] = (photos.parent / "cache" / "photos").glob("*.partial")
+    foreign = partial.read_bytes()
+    whole = run(photos, FakeBackbone(scale=2.0))
+    assert whole.path is not None
+    stranger = Path(f"{whole.path}.partial")
+    whole.path.unlink()
+    for content, word in ((foreign, "is of another encoder"), (b"nonsense", "is damaged")):
+        stranger.write_bytes(content)
+        done = run(photos, FakeBackbone(scale=2.0))
+        assert [note for note in done.notes if "set aside as" in note and word in note]
+        assert done.n_encoded == N
+        whole.path.unlink()
+    assert partial.exists()
+
+
+def test_a_line_of_failures_that_a_crash_left_is_not_a_failure(photos: Path) -> None:
+    done = run(photos, FakeBackbone())
+    assert done.path is not None
+    append_failures(done.path, {"class0/00000.jpg": "it was bad before it was tried again"})
+    assert run(photos, FakeBackbone()).failures == {}
+    assert list(failures(ec.open(photos.parent / "cache")["photos"]).values()) == [{}]
 
 
 def test_a_committed_row_whose_item_has_changed_since_is_encoded_again(photos: Path) -> None:

@@ -110,7 +110,7 @@ class Table:
         for name in ("id", "image", "label", "split", "group", "weight"):
             column = getattr(self.columns, name)
             if column is not None and not (name in ("label", "split") and column not in table.column_names):
-                found[name] = _column(table, column, file, name)
+                found[name] = _utf8(_column(table, column, file, name), name, file)
         for position, column in enumerate(self.columns.text):
             found[f"text{position}"] = _column(table, column, file, "text")
         for name in found.keys() - {"label", "weight"}:
@@ -176,7 +176,7 @@ def read_table(path: Path) -> pa.Table:
 
 
 def _read_csv(path: Path, delimiter: str) -> pa.Table:
-    """Every column as text, commas and line breaks inside quotes intact.
+    """Every column as text, commas and line breaks inside quotes intact; bytes that are not UTF-8 as they are.
 
     What fails is read once more in one thread and large blocks: that reads rows longer than a block, and only then
     does the parser name the row that is wrong.
@@ -196,7 +196,7 @@ def _parse_csv(path: Path, delimiter: str, options: Any) -> pa.Table:
     with csv.open_csv(pa.input_stream(str(path)), parse_options=parse, read_options=options) as reader:
         names = reader.schema.names
     types = dict.fromkeys(names, pa.large_string())
-    convert = csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+    convert = csv.ConvertOptions(column_types=types, strings_can_be_null=False, check_utf8=False)
     return csv.read_csv(pa.input_stream(str(path)), parse_options=parse, convert_options=convert, read_options=options)
 
 
@@ -224,6 +224,21 @@ def _column(table: pa.Table, column: str, file: Path, meaning: str) -> pa.Chunke
     if table.column_names.count(column) > 1:
         raise UsageError(f"{file} has {table.column_names.count(column)} columns named {column!r}: rename all but one.")
     return table[column]
+
+
+def _utf8(column: pa.ChunkedArray, meaning: str, file: Path) -> pa.ChunkedArray:
+    """The column as it is; only a text may hold bytes that are not UTF-8, and fails alone.
+
+    Raises UsageError that names the row, the header being the first.
+    """
+    if column.type != pa.large_string():
+        return column
+    raw = column.cast(pa.large_binary())
+    try:
+        return raw.cast(column.type)
+    except pa.ArrowInvalid as error:
+        row = next(row for row, value in enumerate(raw.to_pylist(), 2) if "\ufffd" in value.decode("utf-8", "replace"))
+        raise UsageError(f"{file}, row {row}: its {meaning} holds bytes that are not UTF-8.") from error
 
 
 def _as_text(column: pa.ChunkedArray, meaning: str, file: Path) -> pa.ChunkedArray:
@@ -258,5 +273,7 @@ def _text_lists(rows: pa.Table, n_texts: int) -> pa.Array:
     if n_texts == 1 and not columns[0].null_count:
         offsets = pa.array(np.arange(rows.num_rows + 1))
         return pa.LargeListArray.from_arrays(offsets, columns[0])
-    lists = [[text for text in row if text is not None] for row in zip(*(c.to_pylist() for c in columns), strict=True)]
-    return pa.array(lists, pa.large_list(pa.large_string()))
+    raw = [column.cast(pa.large_binary()).to_pylist() for column in columns]
+    lists = [[text for text in row if text is not None] for row in zip(*raw, strict=True)]
+    ragged = pa.array(lists, pa.large_list(pa.large_binary()))
+    return pa.LargeListArray.from_arrays(ragged.offsets, ragged.values.view(pa.large_string()))

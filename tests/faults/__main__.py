@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import mkdtemp
 
+from tests.faults import damage
 from tests.faults.campaigns import Campaign, Count, Processes
 from tests.faults.world import World
 
@@ -52,9 +53,13 @@ class Faults:
         """1,000 images in 32 blocks."""
         return self._campaign("thousand", World(str(self.folder / "thousand"), n=1000, block=32))
 
-    def _campaign(self, name: str, world: World) -> Campaign:
+    def place(self, name: str) -> Path:
+        """An empty folder."""
         (self.folder / name).mkdir()
-        return Campaign(self.folder / name, world.write(), self.processes)
+        return self.folder / name
+
+    def _campaign(self, name: str, world: World) -> Campaign:
+        return Campaign(self.place(name), world.write(), self.processes)
 
 
 Try = Callable[[Faults, int], Count]
@@ -75,6 +80,9 @@ KINDS: dict[str, tuple[str, Try]] = {
     "sigterm": ("SIGTERM, CLI, every call", lambda f, seed: f.small.signals(signal.SIGTERM)),
     "cli": ("both, real backbone", lambda f, seed: f.small.command_line(4, seed)),
     "second": ("second writer, readers", lambda f, seed: f.grow.second_writers()),
+    "bits": ("one bit flipped", lambda f, seed: damage.bit_flips(f.place("bits"), f.processes, 1000, seed)),
+    "cut": ("cut short", lambda f, seed: damage.truncations(f.place("cut"), f.processes, 100, seed)),
+    "bad": ("bad items of 10,000", lambda f, seed: damage.bad_items(f.place("bad"), 10_000)),
     "race": ("four racing, some killed", lambda f, seed: f.small.races(40, seed)),
 }
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from embedcache.errors import LockedError
 from embedcache.failures import append_failures, failures_path, read_failures
 from embedcache.files import locked
 from embedcache.store import FeatureFile
-from tests.faults import child, power
+from tests.faults import child, damage, power
 from tests.faults.calls import Fault
 from tests.faults.campaigns import Campaign, Count
 from tests.faults.child import read_told
@@ -212,3 +213,21 @@ def test_rows_can_be_known_before_their_block_is(tmp_path: Path) -> None:
         writer.write_rows(0, np.ones((2, 2), "f4"), np.zeros((2, 16), "u1"), status)
         assert writer.pending_blocks() == [0, 1]
     assert FeatureFile(tmp_path / "x.h5.partial", partial=True).status.tolist() == [1, 0, 0]
+
+
+def test_a_flipped_bit_or_a_cut_is_found_wherever_it_is(tmp_path: Path, small: Campaign) -> None:
+    for name, attempt, times in (("bits", damage.bit_flips, 60), ("cut", damage.truncations, 12)):
+        (tmp_path / name).mkdir()
+        all_survived(attempt(tmp_path / name, small.processes, times), times)
+
+
+def test_damage_that_nobody_looks_for_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof that the count can find something: a ``verify`` that sees nothing."""
+    sealed = damage.seal(tmp_path, n=40)
+    monkeypatch.setattr(damage, "verify", lambda dataset: [SimpleNamespace(damaged=False)])
+    damage.read_damaged(sealed, [("flip", sealed.features[0], 6)], str(tmp_path / "out"))
+    assert "features read otherwise" in (tmp_path / "out").read_text()
+
+
+def test_every_bad_item_is_named_and_every_good_row_is_right(tmp_path: Path) -> None:
+    all_survived(damage.bad_items(tmp_path, 600), 36)
