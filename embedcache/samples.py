@@ -280,10 +280,34 @@ def nested_subset(labels: Sequence[Any] | np.ndarray | None, n: int, limit: int,
 
 
 def save(table: SampleTable, folder: Path) -> None:
-    """Write ``samples.parquet`` and one ``items.<modality>.parquet`` per modality, each in one step."""
+    """Write ``samples.parquet`` and one ``items.<modality>.parquet`` per modality, each in one step.
+
+    Items that only the samples of before refer to go last, so that a crash in between leaves tables that agree.
+    """
+    former = {modality: _former_items(folder, modality, items) for modality, items in table.items.items()}
     for modality, items in table.items.items():
-        write_parquet(items_path(folder, modality), items)
+        gone = former[modality]
+        both = items if gone is None else pa.concat_tables([items, gone], promote_options="permissive")
+        write_parquet(items_path(folder, modality), both)
     write_parquet(folder / _SAMPLES, table.samples)
+    for modality, items in table.items.items():
+        if former[modality] is not None:
+            write_parquet(items_path(folder, modality), items)
+
+
+def _former_items(folder: Path, modality: Modality, items: pa.Table) -> pa.Table | None:
+    """Items on disk that are not among ``items``; None where there are none."""
+    path = items_path(folder, modality)
+    if not path.exists():
+        return None
+    try:
+        old = read_parquet(path)
+    except DamagedFileError:
+        return None
+    if "id" not in old.column_names or combined(old["id"]).equals(combined(items["id"])):
+        return None
+    gone = old.filter(pc.invert(pc.is_in(old["id"], value_set=combined(items["id"]))))
+    return gone if gone.num_rows else None
 
 
 def load(folder: Path, notes: Sequence[str] = ()) -> SampleTable:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,18 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedcache import samples
 from embedcache.errors import DamagedFileError, UsageError
-from embedcache.samples import build, canonical_split, items_path, load, nested_subset, save, text_id
+from embedcache.samples import (
+    build,
+    canonical_split,
+    items_path,
+    load,
+    nested_subset,
+    save,
+    text_id,
+    write_parquet,
+)
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=4)
 
@@ -176,3 +188,29 @@ def test_seeds_give_other_subsets_and_labels_may_be_missing() -> None:
     first, second = (nested_subset(labels, 300, 30, seed).tolist() for seed in (0, 1))
     assert first != second
     assert Counter(str(labels[row]) for row in first) == {"None": 10, "a": 10, "3": 10}
+
+
+def test_a_crash_between_two_tables_leaves_tables_that_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items that are gone go from the disk only after the samples that refer to them."""
+    before = build(["1", "2"], images=["old", "kept"], texts=[["x"], ["y"]])
+    after = build(["1", "2"], images=["kept", "new"], texts=[["y"], ["z"]])
+    for crash in range(6):
+        folder = tmp_path / str(crash)
+        folder.mkdir()
+        save(before, folder)
+        calls = count()
+
+        def write(path: Path, table: pa.Table, crash: int = crash, calls: Iterator[int] = calls) -> None:
+            if next(calls) == crash:
+                raise KeyboardInterrupt
+            write_parquet(path, table)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(samples, "write_parquet", write)
+            with suppress(KeyboardInterrupt):
+                save(after, folder)
+        found = load(folder)
+        for modality in ("image", "text"):
+            found.references(modality)
+        save(after, folder)
+        assert [load(folder).items[modality].num_rows for modality in ("image", "text")] == [2, 2]
