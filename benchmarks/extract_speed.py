@@ -27,8 +27,8 @@ from embedcache.backbones import resolve
 from embedcache.backbones.base import Encoder
 from embedcache.backbones.encoders import ImageEncoder
 from embedcache.datasets.base import walk_images
-from embedcache.engines.local import usable_cores
 from embedcache.errors import ItemError
+from embedcache.options import usable_cores
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 WEIGHTS = SHARED / "weights" / "timm_mobilenetv2_100.safetensors"
@@ -57,12 +57,12 @@ class Work:
 
 
 def run(repeats: int | None = None) -> list[Figure]:
-    with _work() as work:
+    with photos() as work:
         return [_figure(work, repeats or REPEATS)]
 
 
 @contextmanager
-def _work() -> Iterator[Work]:
+def photos() -> Iterator[Work]:
     """Real photos and weights where they lie, else drawn ones."""
     if WEIGHTS.is_file() and (SHARED / "clothing").is_dir():
         settings = ec.BackboneSettings(weights=str(WEIGHTS))
@@ -85,8 +85,8 @@ def _figure(work: Work, repeats: int) -> Figure:
     def bound() -> float:
         return seconds(lambda: _decode(encoder, payloads)) + seconds(lambda: _forward(plain, pixels))
 
-    _extract(work)
-    rounds = alternating(lambda: _extract(work), bound, repeats)
+    extract_photos(work)
+    rounds = alternating(lambda: extract_photos(work), bound, repeats)
     note = (
         f"{len(payloads)} photos, {work.backbone}, {usable_cores()} cores; "
         f"the plain model is at its best with {plain.batch} a batch, {str(plain.layout).removeprefix('torch.')}"
@@ -94,10 +94,10 @@ def _figure(work: Work, repeats: int) -> Figure:
     return speed_figure("extract_speed", "bound", rounds, lambda took: f"{len(payloads) / took:.1f}/s", 0.9, note)
 
 
-def _extract(work: Work) -> float:
+def extract_photos(work: Work, *, sync: bool = True) -> float:
     """Seconds of encoding and writing through the real path; loading the model is not in them."""
     with TemporaryDirectory() as cache:
-        options = ec.Options(device="cpu")
+        options = ec.Options(device="cpu", sync=sync)
         name, settings = "photos", work.settings
         return ec.extract(
             "folder", work.photos, backbones=[work.backbone], name=name, cache=cache, settings=settings, options=options

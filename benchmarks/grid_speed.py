@@ -22,7 +22,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 
 from benchmarks.rounds import Figure, Rounds, as_time, speed_figure
-from embedcache.engines.local import usable_cores
+from embedcache.options import usable_cores
 from heads import head_named
 from heads.config import find_grid, read_grid
 from heads.grid import candidates, search

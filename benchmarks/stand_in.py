@@ -38,9 +38,10 @@ class StandInEncoder:
 
 @dataclass(frozen=True)
 class StandIn:
-    """A text backbone without a checkpoint."""
+    """A text backbone without a checkpoint. weights: one number stands for them."""
 
     dim: int
+    weights: int = 0
     name: str = "fake:stand-in"
     modality: Modality = "text"
     settings: BackboneSettings = field(default_factory=BackboneSettings)
@@ -48,11 +49,11 @@ class StandIn:
 
     @property
     def identity(self) -> EncoderIdentity:
-        """As of a checkpoint whose weights are its ``dim``."""
+        """As of a checkpoint."""
         return EncoderIdentity(
             modality="text",
             family="fake",
-            weights=f"{self.dim:032x}",
+            weights=f"{self.weights:016x}{self.dim:016x}",
             architecture={"dim": self.dim},
             pooling="mean",
             preprocessing={},
@@ -63,13 +64,13 @@ class StandIn:
         return StandInEncoder(self.dim)
 
 
-def extract_texts(table: Path, dim: int, cache: Path) -> ec.Extraction:
+def extract_texts(table: Path, dim: int, cache: Path, *, sync: bool = False, weights: int = 0) -> ec.Extraction:
     """Extract the texts of a CSV that ``write_texts`` wrote, through the real path, as the data set ``texts``."""
-    options = ec.Options(device="cpu", stored="float16", sync=False)
+    options = ec.Options(device="cpu", stored="float16", sync=sync, progress=False)
     done = ec.extract(
         "table",
         table,
-        backbones=[StandIn(dim)],
+        backbones=[StandIn(dim, weights)],
         name="texts",
         cache=cache,
         options=options,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy.typing as npt
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from embedcache.errors import EmbedCacheError, LockedError
@@ -110,6 +111,16 @@ def read_at(fd: int, length: int, offset: int) -> bytes:
         parts.append(part)
         length, offset = length - len(part), offset + len(part)
     return b"".join(parts)
+
+
+def read_into(fd: int, buffer: npt.NDArray[Any], offset: int) -> None:
+    """``preadv`` until ``buffer`` is full. Raises OSError where the file ends before."""
+    view = buffer.data.cast("B")
+    while len(view):
+        found = os.preadv(fd, [view], offset)
+        if not found:
+            raise OSError(errno.EIO, f"the file ends {len(view)} bytes early")
+        view, offset = view[found:], offset + found
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from embedcache.datasets import read_image
 from embedcache.errors import DamagedFileError, ItemError, UsageError
 from embedcache.items import ItemStates
 from embedcache.opening import OpenedDataset
-from embedcache.options import Options
+from embedcache.options import Options, usable_cores
 from embedcache.planning import ENCODE, Plan, doubtful, plan
 from embedcache.provenance import Modality, Provenance, digest_json
 from embedcache.store import FeatureFile
@@ -48,8 +48,6 @@ class Job:
     @property
     def workers(self) -> int:
         """Threads that read and decode: as stated, else one per core."""
-        from embedcache.engines.local import usable_cores
-
         return self.options.workers or usable_cores()
 
     def sample_rows(self) -> np.ndarray | None:

@@ -7,7 +7,6 @@ is prepared by all of them and then encoded by all of them: together exactly the
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ import xxhash
 from embedcache.backbones.base import Encoder, Prepared
 from embedcache.engines.base import Advance, Encoded, Work, chunked, ignore
 from embedcache.errors import ItemError
+from embedcache.options import usable_cores
 
 READ_CHUNK = {"image": 8, "text": 1024}
 FIRST_BATCH = 16
@@ -201,8 +201,3 @@ def _gathered(work: Work, futures: Sequence[Future[tuple[list[Prepared | ItemErr
     return _Ready(
         work, [item for items, _ in parts for item in items], np.concatenate([digests for _, digests in parts])
     )
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
