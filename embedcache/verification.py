@@ -211,15 +211,37 @@ def _block(file: FeatureFile, fd: int, block: int) -> tuple[bool, Counter[str]]:
         return True, seen
     kind = np.dtype(file.layout.stored).newbyteorder("<")
     step = max(1, _CHUNK_BYTES // (file.dim * kind.itemsize))
-    piece, scratch = np.empty((step, file.dim), kind), np.empty((step, file.dim), f"<u{kind.itemsize}")
+    piece, exponents = np.empty((step, file.dim), kind), np.empty((step, file.dim), f"<u{kind.itemsize}")
+    first = np.empty(len(status), kind)
     state = xxhash.xxh3_64()
     for start in range(0, len(status), step):
-        some = slice(start, min(start + step, len(status)))
-        vectors = piece[: some.stop - some.start]
-        read_into(fd, vectors, file.extent_of(slice(rows.start + some.start, rows.start + some.stop)).offset)
+        stop = min(start + step, len(status))
+        vectors = piece[: stop - start]
+        read_into(fd, vectors, file.extent_of(slice(rows.start + start, rows.start + stop)).offset)
         state.update(vectors.data)
-        seen.update(_odd_rows(vectors, scratch, status[some]))
+        first[start:stop] = vectors[:, 0]
+        if not _all_finite(vectors, exponents[: stop - start]):
+            seen["finite"] += int((~np.isfinite(vectors).all(1) & (status[start:stop] == DONE)).sum())
+    for word, suspects in (("zeros", (first == 0) & (status == DONE)), ("failed", status == FAILED)):
+        zero = sum(not _row(file, fd, rows.start + int(row)).any() for row in np.flatnonzero(suspects))
+        seen[word] += zero if word == "zeros" else int(suspects.sum()) - zero
     return bool((status == PENDING).any()) or state.intdigest() == int(file.checksum[block]), seen
+
+
+def _row(file: FeatureFile, fd: int, row: int) -> npt.NDArray[Any]:
+    """One vector, read from the file."""
+    vector = np.empty(file.dim, np.dtype(file.layout.stored).newbyteorder("<"))
+    read_into(fd, vector, file.extent_of(slice(row, row + 1)).offset)
+    return vector
+
+
+def _all_finite(vectors: npt.NDArray[Any], exponents: npt.NDArray[Any]) -> bool:
+    """By the bits of the exponent: several times as fast as numpy's own test of float16.
+
+    exponents: unsigned integers of the vectors' shape and size, overwritten.
+    """
+    infinity = 0x7C00 if vectors.dtype.itemsize == 2 else 0x7F800000
+    return bool(np.bitwise_and(vectors.view(exponents.dtype), infinity, out=exponents).max() < infinity)
 
 
 def _said(bad: list[int], seen: Counter[str]) -> Found:
@@ -235,28 +257,6 @@ def _said(bad: list[int], seen: Counter[str]) -> Found:
     for what, severity, message in messages:
         if seen[what]:
             yield Finding(severity, what, f"{seen[what]:,} {message}", seen[what])
-
-
-def _odd_rows(vectors: npt.NDArray[Any], scratch: npt.NDArray[Any], status: npt.NDArray[np.uint8]) -> dict[str, int]:
-    """Rows by what is odd about them. vectors: (rows, dim), status: (rows,)."""
-    finite = _all_finite(vectors, scratch) or np.isfinite(vectors).all(1)
-    perhaps = np.flatnonzero((vectors[:, 0] == 0) & (status == DONE))
-    failed = np.flatnonzero(status == FAILED)
-    return {
-        "finite": int((~np.asarray(finite) & (status == DONE)).sum()),
-        "zeros": int((~vectors[perhaps].any(1)).sum()),
-        "failed": int(vectors[failed].any(1).sum()),
-    }
-
-
-def _all_finite(vectors: npt.NDArray[Any], scratch: npt.NDArray[Any]) -> bool:
-    """By the bits of the exponent: several times as fast as numpy's own test of float16.
-
-    scratch: unsigned integers of the vectors' size, at least as many rows.
-    """
-    infinity = 0x7C00 if vectors.dtype.itemsize == 2 else 0x7F800000
-    exponents = np.bitwise_and(vectors.view(scratch.dtype), infinity, out=scratch[: len(vectors)])
-    return bool(exponents.max() < infinity)
 
 
 # ------------------------------------------------------------------------------------------------------- ids
