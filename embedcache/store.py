@@ -144,7 +144,7 @@ def digest_outside(fd: int, excluded: Sequence[Extent]) -> bytes:
     position, size = 0, os.fstat(fd).st_size
     for hole in [*holes, Extent(size, 0)]:
         while position < min(hole.offset, size):
-            part = read_at(fd, min(1 << 22, hole.offset - position), position)
+            part = read_at(fd, min(1 << 20, hole.offset - position), position)
             state.update(part)
             position += len(part)
         position = max(position, hole.end)

@@ -38,8 +38,8 @@ Severity = Literal["damage", "warning", "note"]
 Found = Iterator["Finding"]
 
 _CHUNK_BYTES = 1 << 18
-_IDS_AT_ONCE = 1 << 16
-_IDS_IN_A_PASS = 1 << 18
+_IDS_AT_ONCE = 1 << 14
+_IDS_IN_A_PASS = 1 << 16
 _EXAMPLES = 3
 
 TOLERANCE = {"float32": 2e-3, "float16": 5e-2, "bfloat16": 5e-2}
@@ -316,8 +316,8 @@ def _rows_in(table: Path) -> int:
 
 
 def _ids_in_table(table: Path) -> Iterator[npt.NDArray[np.bytes_]]:
-    with _parsing(table), pq.ParquetFile(table) as opened:
-        for batch in opened.iter_batches(_IDS_AT_ONCE, columns=["id"]):
+    with _parsing(table), pq.ParquetFile(table, pre_buffer=False) as opened:
+        for batch in opened.iter_batches(_IDS_AT_ONCE, columns=["id"], use_threads=False):
             yield fixed_length(batch.column(0))
 
 
