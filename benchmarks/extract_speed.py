@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +35,7 @@ WEIGHTS = SHARED / "weights" / "timm_mobilenetv2_100.safetensors"
 BATCHES = (2, 4, 8, 16, 32)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 TRIED = 32
+SMALL = 112
 REPEATS = 7
 
 
@@ -58,7 +59,7 @@ class Work:
 
 def run(repeats: int | None = None) -> list[Figure]:
     with photos() as work:
-        return [_figure(work, repeats or REPEATS)]
+        return [_figure(work, repeats or REPEATS), _two_at_once(work, repeats or REPEATS)]
 
 
 @contextmanager
@@ -94,14 +95,23 @@ def _figure(work: Work, repeats: int) -> Figure:
     return speed_figure("extract_speed", "bound", rounds, lambda took: f"{len(payloads) / took:.1f}/s", 0.9, note)
 
 
-def extract_photos(work: Work, *, sync: bool = True) -> float:
-    """Seconds of encoding and writing through the real path; loading the model is not in them."""
+def _two_at_once(work: Work, repeats: int) -> Figure:
+    """Two backbones in one command, which decode each photo once, beside one command for each."""
+    sizes = (SMALL, 2 * SMALL)
+    small, large = (replace(work, settings=replace(work.settings, image_size=size)) for size in sizes)
+    together = partial(extract_photos, small, beside=large)
+    rounds = alternating(together, lambda: extract_photos(small) + extract_photos(large), repeats)
+    note = f"{work.backbone} at {sizes[0]} and {sizes[1]} pixels: decoding shared"
+    return speed_figure("two backbones", "in turn", rounds, lambda took: f"{took:.2f} s", None, note)
+
+
+def extract_photos(work: Work, *, sync: bool = True, beside: Work | None = None) -> float:
+    """Seconds of encoding and writing through the real path, of all backbones; loading a model is not in them."""
     with TemporaryDirectory() as cache:
         options = ec.Options(device="cpu", sync=sync)
-        name, settings = "photos", work.settings
-        return ec.extract(
-            "folder", work.photos, backbones=[work.backbone], name=name, cache=cache, settings=settings, options=options
-        )[0].seconds
+        backbones = [resolve(one.backbone, one.settings) for one in (work, beside) if one is not None]
+        found = ec.extract("folder", work.photos, backbones=backbones, name="photos", cache=cache, options=options)
+        return sum(one.seconds for one in found)
 
 
 def _decode(encoder: Encoder, payloads: Sequence[bytes]) -> None:

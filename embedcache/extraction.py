@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from embedcache.options import Options
 from embedcache.planning import ENCODE, Action, Plan
 from embedcache.precision import load_encoder
 from embedcache.provenance import Modality
-from embedcache.writing import PROBE_ITEMS, Outcome, Run
+from embedcache.writing import PROBE_ITEMS, Outcome, Run, execute_together
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,31 @@ def extract(
         raise UsageError("Name at least one backbone: --backbone vit-large. 'backbones' lists them.")
     named = resolve_all([item for item in backbones if isinstance(item, str)], settings)
     resolved = [*named, *(item for item in backbones if not isinstance(item, str))]
-    return [_extract_one(Job(one, backbone, options, limit, seed), dry_run) for one in opened for backbone in resolved]
+    return [
+        one
+        for data_set in opened
+        for one in _extract_all([Job(data_set, backbone, options, limit, seed) for backbone in resolved], dry_run)
+    ]
 
 
-def _extract_one(job: Job, dry_run: bool) -> Extraction:
-    """Plan; where there is anything to do, take the lock, plan again on what is there then, and do it."""
+def _extract_all(jobs: Sequence[Job], dry_run: bool) -> list[Extraction]:
+    """One data set with each backbone; those that have images to encode go through them side by side."""
+    found: dict[int, Extraction] = {}
+    together: list[int] = []
+    for number, job in enumerate(jobs):
+        settled = _settled(job, dry_run)
+        if settled is not None:
+            found[number] = settled
+        elif job.modality == "image":
+            together.append(number)
+        else:
+            found |= _encode([(number, job)])
+    found |= _encode([(number, jobs[number]) for number in together])
+    return [found[number] for number in range(len(jobs))]
+
+
+def _settled(job: Job, dry_run: bool) -> Extraction | None:
+    """What there is to say where nothing is to be done; None where something is."""
     opened, table = job.opened, job.opened.table
     if job.modality not in table.modalities:
         reason = f"{opened.folder.name} has no {job.modality}s"
@@ -122,14 +143,38 @@ def _extract_one(job: Job, dry_run: bool) -> Extraction:
     if decided.action == "reuse":
         _save_where_changed(job, wanted)
         return _summary(job, decided, found)
-    opened.folder.path.mkdir(parents=True, exist_ok=True)
-    with locked(job.lock_path(), wait=job.options.wait):
-        found = existing(job)
-        decided, wanted = decide(job, wanted, found)
-        if decided.action == "reuse":
-            return _summary(job, decided, found)
-        opened.save()
-        return _finished(job, decided, found, Run(job, decided, wanted, found).execute())
+    return None
+
+
+def _lock_order(numbered: tuple[int, Job]) -> Path:
+    """Everybody takes locks in one order, or two who wait could wait for each other."""
+    return numbered[1].lock_path()
+
+
+def _encode(jobs: Sequence[tuple[int, Job]]) -> dict[int, Extraction]:
+    """Take the locks, plan on what is there then, and do it."""
+    done: dict[int, Extraction] = {}
+    with ExitStack() as stack:
+        runs: dict[int, tuple[Job, Run]] = {}
+        for number, job in sorted(
+            jobs, key=lambda pair: pair[1].lock_path()
+        ):  # in one order, or two would wait forever
+            job.opened.folder.path.mkdir(parents=True, exist_ok=True)
+            if job.lock_path() in {other.lock_path() for other, _ in runs.values()}:
+                continue
+            stack.enter_context(locked(job.lock_path(), wait=job.options.wait))
+            found = existing(job)
+            decided, wanted = decide(job, wanted_items(job), found)
+            if decided.action == "reuse":
+                done[number] = _summary(job, decided, found)
+                continue
+            job.opened.save()
+            runs[number] = job, Run(job, decided, wanted, found)
+        outcomes = execute_together([run for _, run in runs.values()])
+        for (number, (job, run)), outcome in zip(runs.items(), outcomes, strict=True):
+            done[number] = _finished(job, run.plan, run.found, outcome)
+    again = [(number, job) for number, job in jobs if number not in done]
+    return done | (_encode(again) if again else {})
 
 
 def _finished(job: Job, decided: Plan, found: Found, outcome: Outcome) -> Extraction:

@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -63,6 +63,7 @@ class Run:
         self.span = store.BLOCK_ROWS[job.modality]
         self.donors = _mapped(found)
         self.kept = found.sealed or found.partial
+        self.encoder: Any = None
         self.engine: Engine | None = None
         self.compute: FloatType = self.kept.provenance["compute"] if self.kept is not None else "float32"
         self.writer: FeatureWriter | None = None
@@ -71,12 +72,18 @@ class Run:
         self.n_truncated = 0
         self.notes: list[str] = []
         self.seconds = 0.0
+        self.outcome: Outcome | None = None
 
     def execute(self) -> Outcome:
         """Copy, encode, commit, seal."""
+        return execute_together([self])[0]
+
+    def steps(self) -> Generator[bool]:
+        """All of it once the encoder is loaded, span by span; ``outcome`` is there when it ends.
+
+        Closing it keeps what was committed.
+        """
         started = store.now()
-        if self.plan.n_encode:
-            self._load()
         with ExitStack() as stack:
             stack.callback(self._close)
             if self.plan.action == "resume":
@@ -87,26 +94,35 @@ class Run:
             began = time.perf_counter()
             with _Commits() as commits:
                 self._copy_spans(commits)
-                self._encode_spans(commits, stack.enter_context(self._progress()))
+                for _ in self._encode_spans(commits, stack.enter_context(self._progress())):
+                    self.seconds += time.perf_counter() - began
+                    yield True
+                    began = time.perf_counter()
                 commits.wait()
-            self.seconds = time.perf_counter() - began
+            self.seconds += time.perf_counter() - began
             if self.writer is None:
                 raise self._all_failed()
             file = self._seal(self.writer, started)
-        return Outcome(file, self.seconds, self.n_truncated, tuple(self.notes))
+        self.outcome = Outcome(file, self.seconds, self.n_truncated, tuple(self.notes))
+        self.engine = self.encoder = None
 
     def _close(self) -> None:
         if self.writer is not None:
             self.writer.close()
 
-    def _load(self) -> None:
-        """The encoder, in the precision of the file that is gone on with, or in the one that is asked for."""
+    def load(self) -> None:
+        """The encoder, where there is anything to encode.
+
+        In the precision of the file that is gone on with, or in the one that is asked for.
+        """
+        if not self.plan.n_encode:
+            return
         options = self.job.options
         if self.kept is not None:
             options = replace(options, precision=self.compute)
         sample = payloads(self.plan, self.wanted, PROBE_ITEMS) if options.precision == "auto" else []
-        encoder, self.compute = load_encoder(self.job.backbone, options, sample)
-        self.engine = engine_for(self.job, encoder)
+        self.encoder, self.compute = load_encoder(self.job.backbone, options, sample)
+        self.engine = engine_for(self.job, self.encoder)
 
     def _resume(self) -> None:
         """Go on with the unfinished file."""
@@ -181,7 +197,8 @@ class Run:
         for span, _ in list(self._spans(self._pending_rows(), encode=False)):
             self._commit(self.writer, span, None, commits)
 
-    def _encode_spans(self, commits: _Commits, bar: tqdm[Any]) -> None:
+    def _encode_spans(self, commits: _Commits, bar: tqdm[Any]) -> Iterator[None]:
+        """Encode and commit; stops after each span."""
         if self.engine is None:
             return
         spans = self._spans(self._pending_rows(), encode=True)
@@ -197,6 +214,7 @@ class Run:
                 for one in self.waiting:
                     self._commit(self.writer, one.work.block, one, commits)
                 self.waiting.clear()
+            yield
 
     def _stop_at_failures(self, encoded: Encoded) -> None:
         if encoded.failures and self.job.options.on_error == "stop":
@@ -298,6 +316,55 @@ class Run:
             f"None of the {len(reasons)} {self.job.modality} items of {self.job.opened.folder.name} could be encoded "
             f"with {self.job.backbone.name} ({first}). No feature file was written."
         )
+
+
+def execute_together(runs: Sequence[Run]) -> list[Outcome]:
+    """Run several side by side, span by span, so that images are decoded once for all of them.
+
+    As many at a time as the device can hold. Where one fails, the others stop at their last commit, and the same
+    command goes on from there.
+    """
+    outcomes: list[Outcome] = []
+    while len(outcomes) < len(runs):
+        loaded = _loaded(runs[len(outcomes) :])
+        _share_decoding(loaded)
+        with ExitStack() as stack:
+            under_way = [run.steps() for run in loaded]
+            for steps in under_way:
+                stack.callback(steps.close)
+            while under_way:
+                under_way = [steps for steps in under_way if next(steps, False)]
+        outcomes += [run.outcome for run in loaded if run.outcome is not None]
+    return outcomes
+
+
+def _loaded(runs: Sequence[Run]) -> list[Run]:
+    """The first run and those after it whose encoders find room beside its own."""
+    runs[0].load()
+    loaded = [runs[0]]
+    for run in runs[1:]:
+        try:
+            run.load()
+        except MemoryError:
+            break
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+                raise
+            break
+        loaded.append(run)
+    return loaded
+
+
+def _share_decoding(runs: Sequence[Run]) -> None:
+    """One decoder for all encoders of photos; one with a stated value range reads its pixels itself."""
+    encoders = [run.encoder for run in runs if run.job.backbone.settings.value_range is None]
+    sharing = [encoder for encoder in encoders if hasattr(encoder, "decode")]
+    if len(sharing) > 1:
+        from embedcache.backbones.images import SharedDecoding
+
+        decode = SharedDecoding(len(sharing))
+        for encoder in sharing:
+            encoder.decode = decode
 
 
 def _mapped(found: Found) -> tuple[FeatureFile | None, FeatureFile | None]:

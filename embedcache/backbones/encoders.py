@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from embedcache.backbones.base import Prepared
-from embedcache.backbones.images import ImagePreprocessing
+from embedcache.backbones.images import Decode, ImagePreprocessing, decode_rgb
 from embedcache.errors import ItemError
 from embedcache.provenance import FloatType
 
@@ -31,7 +31,7 @@ def to_device(array: torch.Tensor, device: torch.device) -> torch.Tensor:
 class ImageEncoder:
     """An image model: stacks arrays, rescales and normalises on the device, runs ``vectors``.
 
-    vectors: normalised pixels (n, 3, height, width) to vectors (n, dim).
+    vectors: normalised pixels (n, 3, height, width) to vectors (n, dim). decode: set where encoders share decoding.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class ImageEncoder:
             self._layout = torch.channels_last
             self.module.to(memory_format=torch.channels_last)
         self._preprocessing = preprocessing
+        self.decode: Decode = decode_rgb
         self._vectors = vectors
         self._mean = torch.tensor(preprocessing.mean, device=device).view(-1, 1, 1)
         self._std = torch.tensor(preprocessing.std, device=device).view(-1, 1, 1)
@@ -64,7 +65,7 @@ class ImageEncoder:
 
     def _prepare_one(self, payload: bytes) -> Prepared | ItemError:
         try:
-            return self._preprocessing(payload)
+            return self._preprocessing(payload, self.decode)
         except ItemError as error:
             return error
 

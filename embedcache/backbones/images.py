@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import io
 import math
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from embedcache.backbones.base import BackboneSettings, Prepared
@@ -61,27 +65,24 @@ class ImagePreprocessing:
         """JSON for the key."""
         return asdict(self)
 
-    def __call__(self, payload: bytes) -> Prepared:
+    def __call__(self, payload: bytes, decode: Decode | None = None) -> Prepared:
         """Bytes of an image file to (3, height, width): uint8, or float32 in [0, 255] with a value range.
 
+        decode: in place of ``decode_rgb``, where several backbones share what it gives.
         Raises ItemError on anything that is not an image that this preprocessing can read whole.
         """
-        planes = self._stated_planes(payload) if self.value_range else [self._rgb(payload)]
+        planes = self._stated_planes(payload) if self.value_range else [self._upright((decode or decode_rgb)(payload))]
         arrays = [np.asarray(self._cropped(self._resized(plane))) for plane in planes]
         if len(arrays) == 1 and arrays[0].ndim == 3:
             return Prepared(np.ascontiguousarray(arrays[0].transpose(2, 0, 1)))
         return Prepared(np.stack(arrays if len(arrays) == 3 else arrays * 3))
 
-    def _rgb(self, payload: bytes) -> Image.Image:
-        image = open_image(payload)
+    def _upright(self, image: Image.Image) -> Image.Image:
+        if not self.exif:
+            return image
         try:
-            if reason := beyond_rgb(image, payload):
-                raise ItemError(f"{reason}: state what its numbers range over with --value-range LOW,HIGH")
-            upright = ImageOps.exif_transpose(image) if self.exif else image
-            return upright.convert("RGB")
-        except ItemError:
-            raise
-        except Exception as error:
+            return ImageOps.exif_transpose(image)
+        except Exception as error:  # a tag that is damaged
             raise ItemError(f"it cannot be decoded: {_one_line(error)}") from error
 
     def _stated_planes(self, payload: bytes) -> list[Image.Image]:
@@ -119,6 +120,61 @@ class ImagePreprocessing:
         corner = (round(left), round(top)) if self.crop_rounding == "nearest" else (int(left // 1), int(top // 1))
         box = (*corner, corner[0] + width, corner[1] + height)
         return image if box == (0, 0, *image.size) else image.crop(box)
+
+
+Decode = Callable[[bytes], Image.Image]
+
+
+def decode_rgb(payload: bytes) -> Image.Image:
+    """An image of three 8-bit channels as it is stored: not turned as its EXIF tag says, the tag kept.
+
+    Raises ItemError where it is none, or has more than 8 bits.
+    """
+    image = open_image(payload)
+    if reason := beyond_rgb(image, payload):
+        raise ItemError(f"{reason}: state what its numbers range over with --value-range LOW,HIGH")
+    try:
+        return image.convert("RGB")
+    except Exception as error:
+        raise ItemError(f"it cannot be decoded: {_one_line(error)}") from error
+
+
+class SharedDecoding:
+    """``decode_rgb`` for several backbones that go through the same images side by side: each is decoded once.
+
+    consumers: how many will ask for an image; when all have, it is let go of. limit: bytes of decoded pixels that are
+    kept; beyond it the oldest go, and are decoded again.
+    """
+
+    def __init__(self, consumers: int, limit: int = 1 << 30) -> None:
+        self._consumers, self._limit = consumers, limit
+        self._kept: OrderedDict[bytes, tuple[Image.Image, int]] = OrderedDict()
+        self._bytes = 0
+        self._turn = Lock()
+
+    def __call__(self, payload: bytes) -> Image.Image:
+        """The decoded image, to be read and not changed. Raises ItemError as ``decode_rgb``."""
+        key = xxhash.xxh3_128_digest(payload)
+        with self._turn:
+            image, left = self._kept.pop(key, (None, self._consumers))
+            if image is not None:
+                self._bytes -= _nbytes(image)
+        image = image or decode_rgb(payload)
+        if left > 1:
+            self._keep(key, image, left - 1)
+        return image
+
+    def _keep(self, key: bytes, image: Image.Image, left: int) -> None:
+        with self._turn:
+            self._kept[key] = image, left
+            self._bytes += _nbytes(image)
+            while self._bytes > self._limit:
+                _, (oldest, _) = self._kept.popitem(last=False)
+                self._bytes -= _nbytes(oldest)
+
+
+def _nbytes(image: Image.Image) -> int:
+    return 3 * image.width * image.height
 
 
 def open_image(payload: bytes) -> Image.Image:
