@@ -65,8 +65,8 @@ CLOSED_TO_HEADS = (
 )
 
 HEAVY = frozenset({"torch", "torchvision", "timm", "transformers", "sentence_transformers"})
-HEAVY_AT_ONCE = ("embedcache.backbones.encoders", "embedcache.engines.local")
-"""The modules that are forward passes: they import torch when they are imported, others when they are at it."""
+HEAVY_AT_ONCE = ("embedcache.backbones.encoders", "embedcache.engines.local", "heads.training")
+"""The modules that are forward passes or training: they import torch when they are imported, others when they are at it."""
 
 
 @dataclass(frozen=True)

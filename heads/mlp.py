@@ -1,0 +1,60 @@
+"""``mlp``: our own perceptron in torch, by its own parameter names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from heads.base import constructor_parameters
+
+_ONLY_WITH = {"sgd": {"momentum"}, "step": {"step_size", "gamma"}}
+"""Parameters that only one optimizer or schedule reads."""
+
+
+class Mlp:
+    """``MLPHead``: widths, batch norm, dropout, schedules, early stopping."""
+
+    name = "mlp"
+
+    def parameters(self) -> set[str]:
+        """The names of ``MLPHead`` but ``random_state``, which the configuration's ``seed`` sets."""
+        return set(_defaults()) - {"random_state"}
+
+    def build(self, parameters: Mapping[str, Any], seed: int) -> Any:
+        """An unfitted ``MLPHead``."""
+        from heads.torch_mlp import MLPHead
+
+        return MLPHead(**_tuples(parameters), random_state=seed)
+
+    def canonical(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Without what the optimizer or the schedule does not read."""
+        full = {**_defaults(), **_tuples(parameters)}
+        unread = set().union(*(names for own, names in _ONLY_WITH.items() if own not in full.values()))
+        if full["schedule"] in ("one-cycle", "adaptive"):
+            unread.add("warmup_epochs")
+        if not full["early_stopping"]:
+            unread |= {"validation_fraction"} | ({"patience"} if full["schedule"] != "adaptive" else set())
+        return {name: value for name, value in full.items() if name not in unread}
+
+    def passes(self, parameters: Mapping[str, Any]) -> int:
+        """Epochs at most."""
+        return max(1, int(self.canonical(parameters)["epochs"]))
+
+    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
+        """One epoch."""
+        return self.build({**parameters, "epochs": 1, "early_stopping": False}, seed)
+
+    def slim(self, estimator: Any) -> Any:
+        """Nothing to drop: it is kept by ``state``, without its optimizer."""
+        return estimator
+
+
+def _tuples(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = parameters.get("hidden_layer_sizes", _defaults()["hidden_layer_sizes"])
+    return {**parameters, "hidden_layer_sizes": (sizes,) if isinstance(sizes, int) else tuple(sizes)}
+
+
+def _defaults() -> dict[str, Any]:
+    from heads.torch_mlp import MLPHead
+
+    return constructor_parameters(MLPHead)
