@@ -66,7 +66,7 @@ CLOSED_TO_HEADS = (
 
 HEAVY = frozenset({"torch", "torchvision", "timm", "transformers", "sentence_transformers"})
 HEAVY_AT_ONCE = ("embedcache.backbones.encoders", "embedcache.engines.local", "heads.training")
-"""The modules that are forward passes or training: they import torch when they are imported, others when they are at it."""
+"""The modules that are forward passes or training: they import torch at once, others when they are at it."""
 
 
 @dataclass(frozen=True)
