@@ -172,8 +172,8 @@ class HfBackbone:
             return {key: value for key, value in self.config.items() if key not in NEUTRAL_CONFIG}
         found = {key: self.config[key] for key in ("model_type", "projection_dim") if key in self.config}
         for key in (self.tower.config, f"{self.tower.config}_dict"):  # old files have both, and the second one wins
-            part = self.config.get(key) or {}
-            found[key] = {name: value for name, value in part.items() if name not in NEUTRAL_CONFIG}
+            if part := self.config.get(key):
+                found[key] = {name: value for name, value in part.items() if name not in NEUTRAL_CONFIG}
         return found
 
     def _preprocessing(self) -> dict[str, Any]:
