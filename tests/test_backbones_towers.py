@@ -190,10 +190,18 @@ def test_a_tower_of_what_has_none_is_refused(home: Path, name: str, says: str) -
         resolve(f"{family}:{home / folder}")
 
 
-def test_two_towers_of_another_kind_are_refused_in_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("siglip2", "keeps each photo's shape .*SigLIP 2 of a fixed resolution"),
+        ("vit_mae", "hides most of a photo at random"),
+        ("align", r"'align' is no model with two towers that is known here \(clip, siglip\)"),
+    ],
+)
+def test_what_is_no_encoder_is_refused_in_words(tmp_path: Path, kind: str, says: str) -> None:
     folder = tower_checkpoint(tmp_path / "odd", "siglip")
-    edit_json(folder / "config.json", model_type="siglip2")
-    with pytest.raises(CheckpointError, match=r"'siglip2' is no model with two towers .*of SigLIP 2 those of a fixed"):
+    edit_json(folder / "config.json", model_type=kind)
+    with pytest.raises(CheckpointError, match=says):
         resolve_all([f"hf:{folder}"])
 
 
