@@ -178,8 +178,7 @@ def _encode(jobs: Sequence[tuple[int, Job]]) -> dict[int, Extraction]:
 
 
 def _finished(job: Job, decided: Plan, found: Found, outcome: Outcome) -> Extraction:
-    file = outcome.file
-    summary = _summary(job, decided, found)
+    file, summary = outcome.file, _summary(job, decided, found)
     return replace(
         summary,
         n_items=file.n_items,

@@ -43,7 +43,7 @@ PARTIAL = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left. seconds: of encoding and writing; n_truncated: texts cut; notes: what was set aside."""
+    """What a run left. seconds: of encoding and writing; n_truncated: texts cut; notes: the encoder's, and ours."""
 
     file: FeatureFile
     seconds: float
@@ -122,6 +122,7 @@ class Run:
             options = replace(options, precision=self.compute)
         sample = payloads(self.plan, self.wanted, PROBE_ITEMS) if options.precision == "auto" else []
         self.encoder, self.compute = load_encoder(self.job.backbone, options, sample)
+        self.notes += self.encoder.notes
         self.engine = engine_for(self.job, self.encoder)
 
     def _resume(self) -> None:
