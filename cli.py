@@ -171,6 +171,8 @@ def extract(
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Lower-case texts first.")] = False,
     prompt: Annotated[str, typer.Option(help="Put before every text.")] = "",
     max_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
+    min_count: Annotated[int, typer.Option(help="words: how often a word must occur to have an id.")] = 1,
+    max_words: Annotated[int | None, typer.Option(help="words: how many have an id at most.")] = None,
     captions: Annotated[str | None, typer.Option(help="cub: where the captions are.")] = None,
     label: Annotated[str | None, typer.Option(help="folder: parent, none or a regex; table: a column.")] = None,
     group: Annotated[str | None, typer.Option(help="folder: a regex; table: a column.")] = None,
@@ -218,6 +220,8 @@ def extract(
             lowercase=lowercase,
             prompt=prompt,
             max_length=max_length,
+            min_count=min_count,
+            max_words=max_words,
         ),
         options=ec.Options(
             device=device,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from embedcache.container import FAILED, ItemFile
 from embedcache.files import append, replacing
-from embedcache.store import FAILED, FeatureFile
 
 
 def failures_path(feature_path: Path) -> Path:
@@ -38,7 +38,7 @@ def append_failures(path: Path, failures: Mapping[str, str]) -> None:
     append(failures_path(path), "".join(lines))
 
 
-def keep_failures(file: FeatureFile) -> None:
+def keep_failures(file: ItemFile) -> None:
     """Rewrite the list of failures with the rows that are failed in the sealed file, and only those."""
     listed = failures_path(file.path)
     failed = [bytes(item).decode() for item in file.ids[np.asarray(file.status) == FAILED]]

@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "embedcache.extraction",
         "embedcache.writing",
+        "embedcache.word_ids",
         "embedcache.jobs",
         "embedcache.precision",
         "embedcache.encoding",

@@ -22,6 +22,9 @@ FAMILIES: Final = {
     "timm": "embedcache.backbones.timm_family",
     "hf": "embedcache.backbones.hf_family",
     "st": "embedcache.backbones.st_family",
+    "glove": "embedcache.backbones.words_family",
+    "word2vec": "embedcache.backbones.words_family",
+    "words": "embedcache.backbones.words_family",
 }
 
 _CUB = "CUB report"
@@ -41,6 +44,7 @@ ALIASES: Final = {
     "roberta": Alias("hf", "roberta-base", "text", 768, 124, "MIT", "512 tokens", used_by=_CUB),
     "demo-image": Alias("timm", str(_SHIPPED / "image"), "image", 1024, 0.57, "MIT", "112 px", used_by="demo"),
     "demo-text": Alias("hf", str(_SHIPPED / "text"), "text", 128, 0.34, "MIT", "64 tokens", used_by="demo"),
+    "words": Alias("words", "training", "text", 0, 0, "MIT", "words"),
 }
 
 
@@ -61,10 +65,8 @@ def resolve_all(names: Sequence[str], settings: BackboneSettings | None = None) 
     if len(names) > 1 and (single := [name for name in ("weights", "revision") if getattr(settings, name)]):
         raise UsageError(f"{' and '.join(single)} are of one checkpoint; {len(names)} backbones are named.")
     found = [_resolve(name, settings) for name in names]
-    meaningless = set(MEANINGLESS["image"]) | set(MEANINGLESS["text"])
-    for backbone in found:
-        meaningless &= set(MEANINGLESS[backbone.modality])
-    if unused := sorted(meaningless & set(settings.stated())):
+    without_use = [_meaningless(name, backbone) for name, backbone in zip(names, found, strict=True)]
+    if found and (unused := sorted(set.intersection(*without_use) & set(settings.stated()))):
         raise UsageError(
             f"{', '.join(names)}: {', '.join(unused)} has no meaning for an encoder of {found[0].modality}s."
         )
@@ -77,12 +79,28 @@ MEANINGLESS: Final[Mapping[Modality, tuple[str, ...]]] = {
 }
 """Settings that cannot apply to a modality."""
 
+_OF_VOCABULARIES: Final = ("min_count", "max_words")
+MEANINGLESS_FOR: Final[Mapping[str, tuple[str, ...]]] = {
+    "words": ("weights", "revision", "pooling", "prompt", "max_length"),
+    "glove": (*_OF_VOCABULARIES, "revision", "pooling", "prompt", "max_length"),
+    "word2vec": (*_OF_VOCABULARIES, "revision", "pooling", "prompt", "max_length"),
+}
+"""Settings that cannot apply to a family; those of vocabularies apply to ``words`` alone."""
+
+
+def _meaningless(name: str, backbone: Backbone) -> set[str]:
+    """The settings that a backbone has no use for."""
+    family, checkpoint = split_name(name)
+    published = ("lowercase", *_OF_VOCABULARIES) if (family, checkpoint) == ("words", "published") else ()
+    return {*MEANINGLESS[backbone.modality], *MEANINGLESS_FOR.get(family, _OF_VOCABULARIES), *published}
+
 
 def _resolve(name: str, settings: BackboneSettings) -> Backbone:
     family, checkpoint = split_name(name)
     module = import_module(FAMILIES[family])
     backbone: Backbone = module.resolve(public_name(name), checkpoint, settings)
-    kept = {key: value for key, value in settings.stated().items() if key not in MEANINGLESS[backbone.modality]}
+    without_use = _meaningless(name, backbone)
+    kept = {key: value for key, value in settings.stated().items() if key not in without_use}
     own: Backbone = replace(backbone, settings=BackboneSettings(**kept))  # type: ignore[type-var]
     return own
 
@@ -105,7 +123,7 @@ def public_name(name: str) -> str:
     if name in ALIASES:
         return name
     family, checkpoint = split_name(name)
-    if is_local(checkpoint):
+    if is_local(checkpoint) or family in ("glove", "word2vec"):
         return f"{family}:{Path(checkpoint).expanduser().resolve().name}"
     return name
 
@@ -121,8 +139,9 @@ def fetch(name: str, revision: str | None = None) -> Checkpoint:
     from embedcache.backbones import checkpoints
 
     family, checkpoint = split_name(name)
-    if is_local(checkpoint):
-        raise UsageError(f"{name} is a folder of this machine: there is nothing to fetch.")
+    if is_local(checkpoint) or family in MEANINGLESS_FOR:
+        kind = "a file or folder of this machine" if family != "words" else "no checkpoint"
+        raise UsageError(f"{name} is {kind}: there is nothing to fetch.")
     if family == "timm":
         from embedcache.backbones.timm_family import full_name
 
