@@ -12,4 +12,5 @@ BENCHMARKS: Final = {
     "read_speed": "benchmarks.read_speed",
     "grid_speed": "benchmarks.grid_speed",
     "memory": "benchmarks.memory",
+    "words_speed": "benchmarks.words_speed",
 }

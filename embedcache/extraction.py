@@ -33,6 +33,9 @@ from embedcache.provenance import Modality
 from embedcache.word_ids import FoundTokens
 from embedcache.writing import PROBE_ITEMS, Outcome, Run
 
+WORD_ROW_BYTES = 100
+"""About what a text takes in a file of word ids: id, digest, offset, and ten words or so."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -141,7 +144,7 @@ def _extract_words(job: Job, dry_run: bool) -> Extraction:
     wanted, found = wanted_items(job), word_ids.existing(job)
     decided = word_ids.decide(job, wanted, found)
     if dry_run:
-        estimate = word_ids.seconds_for(job, decided), len(decided.ids) * 100
+        estimate = word_ids.seconds_for(job, decided), len(decided.ids) * WORD_ROW_BYTES
         return replace(_summary(job, decided, found), estimate=Estimate(*estimate) if decided.n_encode else Estimate())
     if decided.action == "reuse":
         _save_where_changed(job, wanted)

@@ -193,7 +193,9 @@ def _new_ids(job: Job, items: npt.NDArray[np.int64], old: TokenRows | None, adva
         tokens = vocabulary.of(split.words)[split.numbers]
         return _Ids(tokens, split.offsets, old.vocabulary, (_kept_note(job, vocabulary, tokens),))
     counted, samples = training_counts(job.opened.table)
-    both = np.union1d(items, np.flatnonzero(counted))
+    needed = counted > 0
+    needed[items] = True
+    both = np.flatnonzero(needed)
     whole = len(both) == len(texts)
     split = tokenize(texts if whole else texts.take(pa.array(both)), lowercase=lowercase, advance=advance)
     settings = job.backbone.settings
@@ -317,7 +319,7 @@ def _together(
     return TokenRows(decided.ids, content, status, tokens, offsets, ids.words)
 
 
-def again(file: TokenFile, texts: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+def split_again(file: TokenFile, texts: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """The ids that a file's own rule and vocabulary give to texts now: (tokens, offsets)."""
     split = tokenize(texts, lowercase=bool(file.provenance["preprocessing"].get("lowercase")))
     return Vocabulary(tuple(file.words)).of(split.words)[split.numbers], split.offsets

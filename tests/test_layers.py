@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "embedcache.cache",
         "embedcache.view",
+        "embedcache.token_view",
         "embedcache.exchange",
         "embedcache.housekeeping",
         "embedcache.verification",
