@@ -14,6 +14,7 @@ from embedcache.backbones.base import Backbone, BackboneSettings, Prepared
 from embedcache.errors import ItemError, UsageError, unknown_name
 from embedcache.provenance import EncoderIdentity, FloatType, Modality
 from embedcache.words import RULE, WordVectors, read_vectors, split_words
+from embedcache.words.vectors import archive_of
 
 if TYPE_CHECKING:
     import torch
@@ -156,10 +157,12 @@ class WordIds:
 def resolve(name: str, checkpoint: str, settings: BackboneSettings) -> Backbone:
     """Word ids by whose vocabulary, or a file of word vectors by its path (``weights`` in its place).
 
-    Raises UsageError for a setting that this kind of words has no use for.
+    Raises UsageError for another vocabulary, CheckpointNotFoundError where there is no such file.
     """
     if name == "words" or name.startswith("words:"):
         if checkpoint not in VOCABULARIES:
             raise unknown_name("vocabulary", checkpoint, VOCABULARIES)
         return WordIds(name, settings, checkpoint)
-    return WordVectorsBackbone(name, settings, Path(settings.weights or checkpoint).expanduser())
+    path = Path(settings.weights or checkpoint).expanduser()
+    archive_of(path)
+    return WordVectorsBackbone(name, settings, path)

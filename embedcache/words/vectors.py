@@ -30,6 +30,7 @@ from embedcache.words.vocabulary import PADDING_ID
 FloatMatrix = npt.NDArray[np.float32]
 
 _AT_ONCE: Final = 8 << 20
+_LARGEST: Final = float(np.finfo(np.float32).max)
 _OPENERS: Final[Mapping[str, Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -133,11 +134,17 @@ def read_vectors(path: str | Path) -> WordVectors:
         raise CheckpointError(f"The word vectors {found} cannot be read: {error}") from error
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def archive_of(path: Path) -> Path | None:
+    """The ``.zip`` that a path is or leads into; None for a plain file. Raises CheckpointNotFoundError for neither."""
     archive = next((one for one in (path, *path.parents) if one.suffix == ".zip" and one.is_file()), None)
     if archive is None and not path.is_file():
         raise CheckpointNotFoundError(f"There is no file of word vectors {path}.")
+    return archive
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    archive = archive_of(path)
     if archive is None:
         with _OPENERS.get(path.suffix, open)(path, "rb") as raw:
             yield raw
@@ -271,7 +278,7 @@ class _Reading:
         for text, place in zip(numbers, places, strict=True):
             for part in text.split(b" "):
                 try:
-                    fine = bool(np.isfinite(np.float32(part.decode()))) and b"_" not in part
+                    fine = abs(float(part.decode())) <= _LARGEST and b"_" not in part
                 except (ValueError, UnicodeDecodeError):
                     fine = False
                 if not fine:
