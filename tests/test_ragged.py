@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def test_rows_are_taken_as_lists_would_be(lengths: list[int], data: st.DataObjec
     rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=9)), np.int64)
     taken, bounds = take_rows(tokens, offsets, rows)
     lists = [tokens[offsets[row] : offsets[row + 1]].tolist() for row in rows]
-    assert [taken[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)] == lists
+    assert [taken[a:b].tolist() for a, b in pairwise(bounds)] == lists
 
 
 def test_consecutive_rows_are_a_view() -> None:
