@@ -22,7 +22,7 @@ from embedcache import ragged, store
 from embedcache.backbones import slug
 from embedcache.backbones.words_family import WordIds
 from embedcache.container import DONE, TOKENS, read_header
-from embedcache.datasets.base import PublishedTokens, published_tokens
+from embedcache.datasets.base import PublishedTokens
 from embedcache.errors import AllItemsFailedError, DamagedFileError, EmbedCacheError, ItemError, UsageError
 from embedcache.failures import append_failures, keep_failures
 from embedcache.items import fixed_length, positions
@@ -256,7 +256,7 @@ def occurrences(split: Tokenized, weights: npt.NDArray[np.int64]) -> npt.NDArray
 def _published(job: Job) -> PublishedTokens:
     """The data set's own ids, checked. Raises UsageError where it has none."""
     opened = job.opened
-    found = published_tokens(opened.dataset, opened.table)
+    found = opened.published
     if found is None:
         raise UsageError(
             f"{opened.folder.name} publishes no word ids of its own: use --backbone words, which builds a vocabulary."
