@@ -172,6 +172,8 @@ def extract(
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Lower-case texts first.")] = False,
     prompt: Annotated[str, typer.Option(help="Put before every text.")] = "",
     max_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
+    min_count: Annotated[int, typer.Option(help="words: how often a word must occur to have an id.")] = 1,
+    max_words: Annotated[int | None, typer.Option(help="words: how many have an id at most.")] = None,
     captions: Annotated[str | None, typer.Option(help="cub: where the captions are.")] = None,
     label: Annotated[str | None, typer.Option(help="folder: parent, none or a regex; table: a column.")] = None,
     group: Annotated[str | None, typer.Option(help="folder: a regex; table: a column.")] = None,
@@ -220,6 +222,8 @@ def extract(
             lowercase=lowercase,
             prompt=prompt,
             max_length=max_length,
+            min_count=min_count,
+            max_words=max_words,
         ),
         options=ec.Options(
             device=device,
@@ -525,7 +529,7 @@ def _print_listed(dataset: Any, listed: Sequence[FileSummary]) -> None:
     numbers = ("dim", "rows", "failed", "size", "age")
     table = _table("backbone", "what", *numbers, "fingerprint", right=numbers)
     for one in listed:
-        cells = (f"{one.dim}", f"{one.rows:,}", f"{one.failed:,}") if one.damage is None else ("", "", "")
+        cells = (one.width, f"{one.rows:,}", f"{one.failed:,}") if one.damage is None else ("", "", "")
         table.add_row(one.name, one.modality, *cells, _size(one.size), _duration(max(0, one.age)), _mark(one))
     _show(table)
     for damage in damages:
@@ -571,7 +575,7 @@ def info(
     elif failed:
         _print_failures(dataset, features, as_json)
     elif features is not None:
-        file = dataset.find(features)
+        file = dataset.find_any(features)
         _print_json({"path": file.path, "fingerprint": file.fingerprint, "provenance": file.provenance, **file.record})
     elif as_json:
         from dataclasses import asdict
@@ -595,7 +599,7 @@ def _print_dataset(dataset: Any) -> None:
 def _print_difference(dataset: Any, pair: tuple[str, str], as_json: bool) -> None:
     from embedcache.cache import difference
 
-    lines = difference(dataset.find(pair[0]), dataset.find(pair[1]))
+    lines = difference(dataset.find_any(pair[0]), dataset.find_any(pair[1]))
     if as_json:
         _print_json(lines)
         return
@@ -725,7 +729,7 @@ def export(
     if as_json:
         _print_json(asdict(done))
         return
-    sets = ", ".join(f"{one} ({dim:,} numbers)" for one, dim in done.dims.items())
+    sets = ", ".join(f"{one} ({dim:,} {done.unit})" for one, dim in done.dims.items())
     _echo(f"{done.rows:,} samples: {sets}")
     for reason, count in done.left_out.items():
         _echo(f"{count:,} samples left out: {reason}", "  ")

@@ -13,4 +13,5 @@ BENCHMARKS: Final = {
     "grid_speed": "benchmarks.grid_speed",
     "memory": "benchmarks.memory",
     "safety_cost": "benchmarks.safety_cost",
+    "words_speed": "benchmarks.words_speed",
 }

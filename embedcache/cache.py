@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 from embedcache.backbones import MEANINGLESS
 from embedcache.backbones.base import LAST_LAYER, canonical_layer
 from embedcache.catalog import DatasetFolder, DatasetRecord, dataset_folders
+from embedcache.container import TOKENS, VECTORS, Header, ItemFile, read_header
 from embedcache.errors import DamagedFileError, DataNotFoundError, MissingFeaturesError, UsageError, unknown_name
 from embedcache.failures import failures_of, read_failures
 from embedcache.provenance import MODALITIES, Modality, differences
+from embedcache.ragged import TokenFile
 from embedcache.samples import SampleTable
-from embedcache.store import PARTIAL_SUFFIX, PENDING, USERBLOCK, FeatureFile, Header
+from embedcache.store import PARTIAL_SUFFIX, PENDING, FeatureFile
+from embedcache.token_view import Tokens, tokens_of
 from embedcache.view import Captions, Features, assemble, samples_frame
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ def open_cache(path: str | Path = "cache") -> Cache:
 class FileSummary:
     """One line of ``ls``. done: share of rows that are not pending; size: bytes; age: seconds since sealing.
 
+    kind: ``vectors`` or ``tokens``; of word ids, dim is the size of the vocabulary.
     damage: why the file cannot be used, None where it can; nothing but path, size and age is known of a damaged one.
     """
 
@@ -62,6 +66,12 @@ class FileSummary:
     fingerprint: str
     path: Path
     damage: str | None = None
+    kind: str = "vectors"
+
+    @property
+    def width(self) -> str:
+        """Numbers in a vector, or words of a vocabulary."""
+        return f"{self.dim:,} words" if self.kind == "tokens" else f"{self.dim}"
 
 
 class Cache(Mapping[str, "CachedDataset"]):
@@ -129,8 +139,8 @@ class CachedDataset:
 
     @property
     def files(self) -> tuple[FeatureFile, ...]:
-        """The sealed feature files. Raises DamagedFileError at the first that is not whole."""
-        return tuple(entry.file for entry in self.entries)
+        """The sealed files of vectors. Raises DamagedFileError at the first that is not whole."""
+        return tuple(_vectors(entry.file) for entry in self.entries if entry.kind == VECTORS)
 
     def summaries(self) -> list[FileSummary]:
         """A line per feature file, unfinished and damaged ones included."""
@@ -163,15 +173,20 @@ class CachedDataset:
             **common,
             name=file_name(file),
             modality=file.modality,
-            dim=file.dim,
+            dim=file.n_words if isinstance(file, TokenFile) else _vectors(file).dim,
             rows=file.n_items,
             failed=file.n_failed,
             done=float((file.status != PENDING).mean()),
             fingerprint=file.fingerprint,
+            kind="tokens" if isinstance(file, TokenFile) else "vectors",
         )
 
     def find(self, query: FeatureQuery) -> FeatureFile:
-        """The feature file that a name or settings mean; no other file is opened for it.
+        """The file of vectors that a name or settings mean (``find_any``). Raises UsageError where it has word ids."""
+        return _vectors(self.find_any(query))
+
+    def find_any(self, query: FeatureQuery) -> ItemFile:
+        """The file, of vectors or of word ids, that a name or settings mean; no other file is opened for it.
 
         ``name``, ``family:name``, either with ``@`` and the beginning of a fingerprint, or settings such as
         ``{"backbone": "roberta", "lowercase": True}``. A bare name means the one with default settings where
@@ -234,6 +249,16 @@ class CachedDataset:
         ]
         return assemble(self.table, list(zip(unique, files, strict=True)), captions)
 
+    def tokens(self, query: FeatureQuery = "words", *, captions: Captions = "first") -> Tokens:
+        """The word ids that a name or settings mean, of the samples that have any; of several texts the first.
+
+        captions: ``first`` or ``each``. Raises UsageError where the name means vectors.
+        """
+        file = self.find_any(query)
+        if not isinstance(file, TokenFile):
+            raise UsageError(f"{file_name(file)!r} has vectors, not word ids: use .features({file_name(file)!r}).")
+        return tokens_of(self.table, file_name(file), file, captions)
+
     def __repr__(self) -> str:
         lines = [f"{self.name}: " + ", ".join(f"{count:,} {what}" for what, count in self.record.counts.items())]
         for one in self.summaries():
@@ -242,13 +267,13 @@ class CachedDataset:
                 continue
             state = "" if one.sealed else f"  {one.done:.0%} done"
             failed = f"  {one.failed} failed" if one.failed else ""
-            size = f"{one.dim:>5}  {one.rows:>9,} rows{failed}"
+            size = f"{one.width:>5}  {one.rows:>9,} rows{failed}"
             lines.append(f"  {one.modality:5}  {one.name:24}  {size}  {one.fingerprint}{state}")
         return "\n".join(lines)
 
 
 class FeatureEntry:
-    """A feature file by its path: opened, and checked, when something is asked of it that needs it.
+    """A file of vectors or word ids by its path: opened, and checked, when something is asked of it that needs it.
 
     Names and settings are peeked at in the userblock, which only opening proves to be whole.
     """
@@ -258,8 +283,10 @@ class FeatureEntry:
         self.sealed = not path.name.endswith(PARTIAL_SUFFIX)
 
     @cached_property
-    def file(self) -> FeatureFile:
+    def file(self) -> ItemFile:
         """The file, opened. Raises DamagedFileError where it is not whole."""
+        if self.sealed and self.kind == TOKENS:
+            return TokenFile(self.path)
         return FeatureFile(self.path, partial=not self.sealed)
 
     @property
@@ -272,12 +299,17 @@ class FeatureEntry:
         return None
 
     @cached_property
+    def _header(self) -> Header | None:
+        return read_header(self.path)
+
+    @property
+    def kind(self) -> int:
+        """Vectors or tokens, as its userblock says; vectors where there is none."""
+        return self._header.kind if self._header is not None else VECTORS
+
+    @property
     def _record(self) -> Mapping[str, Any]:
-        try:
-            with open(self.path, "rb") as raw:
-                return Header.unpack(raw.read(USERBLOCK), self.path).record
-        except (DamagedFileError, OSError):
-            return {}
+        return self._header.record if self._header is not None else {}
 
     @property
     def names(self) -> set[str]:
@@ -315,6 +347,17 @@ class FeatureEntry:
         return f"{file_name(self.file)}@{self.file.fingerprint} {_stated(self.file)}".strip()
 
 
+def _vectors(file: ItemFile) -> FeatureFile:
+    """A file of vectors. Raises UsageError where it is one of word ids."""
+    if isinstance(file, FeatureFile):
+        return file
+    name = file_name(file)
+    raise UsageError(
+        f"{name!r} has word ids, rows of any length, not vectors: use .tokens({name!r}) for a head that learns its own "
+        "embedding, or name a backbone that gives vectors."
+    )
+
+
 def _identity(path: Path) -> tuple[int, int, int] | None:
     """What changes when another file takes a path's place; None where there is none."""
     try:
@@ -331,7 +374,7 @@ def names_of(record: Mapping[str, Any]) -> set[str]:
     return {backbone, checkpoint, *last} - {""}
 
 
-def file_name(file: FeatureFile) -> str:
+def file_name(file: ItemFile) -> str:
     """The name that a feature file is shown under."""
     return str(file.record.get("backbone") or file.path.stem)
 
@@ -363,7 +406,7 @@ def _reduced(name: str) -> str:
     return f"{family}:{Path(checkpoint).name}" if colon and is_path else name
 
 
-def _stated(file: FeatureFile) -> str:
+def _stated(file: ItemFile) -> str:
     settings = file.record.get("settings")
     if not isinstance(settings, Mapping) or not settings:
         return ""
@@ -386,7 +429,7 @@ def _option_text(value: Any) -> str:
 def failures(dataset: CachedDataset, query: FeatureQuery | None = None) -> dict[str, dict[str, str]]:
     """Failed items with their reasons, by feature set (``name@fingerprint``; a damaged file by its name)."""
     if query is not None:
-        file = dataset.find(query)
+        file = dataset.find_any(query)
         return {f"{file_name(file)}@{file.fingerprint}": failures_of(file)}
     return {
         entry.path.name if entry.damage else f"{file_name(entry.file)}@{entry.file.fingerprint}": (
@@ -403,7 +446,12 @@ WORDS: Mapping[str, str] = {
     "layer": "layer",
     "compute": "compute precision",
     "stored": "stored precision",
+    "architecture.vocabulary": "vocabulary",
+    "architecture.words": "words in the vocabulary",
     "preprocessing.lowercase": "lower-casing",
+    "preprocessing.min_count": "minimum count",
+    "preprocessing.max_words": "maximum number of words",
+    "preprocessing.words": "rule for words",
     "preprocessing.prompt": "prompt",
     "preprocessing.max_length": "maximum length",
     "preprocessing.size": "size",
@@ -424,7 +472,7 @@ WORDS: Mapping[str, str] = {
 _ABSENT = "not stated"
 
 
-def difference(left: FeatureFile, right: FeatureFile) -> list[str]:
+def difference(left: ItemFile, right: ItemFile) -> list[str]:
     """In words, what differs between two encoders: ``pooling: mean → cls``, ``weights differ``."""
     found = differences(left.provenance, right.provenance)
     weights = ["weights differ"] if any(path == "weights" for path, _, _ in found) else []

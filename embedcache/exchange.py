@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from embedcache import store
+from embedcache import store, token_view
 from embedcache.backbones import slug
 from embedcache.cache import CachedDataset, FeatureQuery
 from embedcache.errors import AllItemsFailedError, DataNotFoundError, EmbedCacheError, UsageError, unknown_name
@@ -27,8 +27,10 @@ from embedcache.files import locked, replacing
 from embedcache.housekeeping import lock_path
 from embedcache.items import fixed_length, positions, text_states
 from embedcache.provenance import EncoderIdentity, Modality, Provenance, StoredType, fingerprint
+from embedcache.ragged import TokenFile
 from embedcache.samples import combined, read_parquet, write_parquet
 from embedcache.store import DONE, FAILED, FeatureFile, Layout
+from embedcache.token_view import Tokens
 from embedcache.view import Features, FeatureSet
 
 _ROWS_AT_ONCE = 8192
@@ -40,12 +42,13 @@ Column = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. left_out: samples by the reason why they are not in it."""
+    """What was written. dims: by set, in ``unit``. left_out: samples by the reason why they are not in it."""
 
     paths: tuple[Path, ...]
     rows: int
     dims: Mapping[str, int]
     left_out: Mapping[str, int]
+    unit: str = "numbers"
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def export(
 ) -> Exported:
     """Write feature sets (all of them by default) with ids, splits and targets; the suffix says in which format.
 
+    Word ids go out by themselves, when they are named: ``.npz`` with tokens, offsets and vocabulary.
     Raises UsageError for a suffix that is not known, and where a file is there already and ``force`` is not given.
     """
     if path.suffix not in FORMATS:
@@ -80,6 +84,8 @@ def export(
     paths = (path, path.with_suffix(".parquet")) if path.suffix == ".npy" else (path,)
     if there := [str(one) for one in paths if one.exists() and not force]:
         raise UsageError(f"{', '.join(there)} is there already. Choose another name, or overwrite it with --force.")
+    if any(isinstance(dataset.find_any(query), TokenFile) for query in queries):
+        return _export_tokens(dataset, path, queries, split)
     features = dataset.features(*queries)
     if split is not None:
         features = _of_split(features, split)
@@ -91,10 +97,40 @@ def export(
 
 
 def _of_split(features: Features, split: str) -> Features:
-    known = sorted({str(name) for name in features.splits if name is not None})
+    return features.take(_in_split(features, split))
+
+
+def _in_split(units: Features | Tokens, split: str) -> npt.NDArray[np.bool_]:
+    """Which units are of a published split. Raises UnknownNameError where there is none of that name."""
+    known = sorted({str(name) for name in units.splits if name is not None})
     if split not in known:
         raise unknown_name("split", split, known)
-    return features.take(features.splits == split)
+    return np.asarray(units.splits == split)
+
+
+def _export_tokens(dataset: CachedDataset, path: Path, queries: Sequence[FeatureQuery], split: str | None) -> Exported:
+    """One set of word ids: of each sample its first text, as flat tokens with offsets, and the vocabulary."""
+    if len(queries) > 1 or path.suffix != ".npz":
+        raise UsageError(
+            "Word ids are rows of any length: they are exported by themselves, to .npz (tokens, offsets, vocabulary); "
+            f"got {len(queries)} feature sets and {path.suffix}."
+        )
+    found = dataset.tokens(queries[0])
+    if split is not None:
+        found = found.take(_in_split(found, split))
+    if not len(found):
+        raise UsageError(f"No sample of {dataset.name} has word ids: nothing was written.")
+    about = {"dataset": dataset.name, "sets": {"tokens": token_view.about(found)}, "left_out": dict(found.left_out)}
+    arrays = {
+        **_columns(found.units),
+        "tokens": found.tokens,
+        "offsets": found.offsets,
+        "vocabulary": np.array(found.vocabulary, np.str_),
+        "about": np.array(json.dumps(about, ensure_ascii=False)),
+    }
+    with replacing(path) as beside, zipfile.ZipFile(beside, "w", allowZip64=True) as file:
+        _write_arrays(file, arrays)
+    return Exported((path,), len(found), {found.name: found.file.n_words}, dict(found.left_out), "words")
 
 
 def set_names(features: Features) -> list[str]:
@@ -144,10 +180,7 @@ def _write_npz(path: Path, out: Export) -> None:
     from numpy.lib import format as npy
 
     with replacing(path) as beside, zipfile.ZipFile(beside, "w", allowZip64=True) as file:
-        about = np.array(json.dumps(out.about, ensure_ascii=False))
-        for name, values in {**out.columns, "about": about}.items():
-            with file.open(f"{name}.npy", "w", force_zip64=True) as one:
-                npy.write_array(one, values, allow_pickle=False)
+        _write_arrays(file, {**out.columns, "about": np.array(json.dumps(out.about, ensure_ascii=False))})
         for name, found in out.sets.items():
             with file.open(f"{name}.npy", "w", force_zip64=True) as one:
                 kind = _kind(found)
@@ -155,6 +188,14 @@ def _write_npz(path: Path, out: Export) -> None:
                 npy.write_array_header_2_0(one, header)
                 for block in out.blocks(found):
                     one.write(np.ascontiguousarray(block, kind).tobytes())
+
+
+def _write_arrays(file: zipfile.ZipFile, arrays: Mapping[str, Column]) -> None:
+    from numpy.lib import format as npy
+
+    for name, values in arrays.items():
+        with file.open(f"{name}.npy", "w", force_zip64=True) as one:
+            npy.write_array(one, values, allow_pickle=False)
 
 
 def _write_npy(path: Path, out: Export) -> None:

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache import items as item_states
-from embedcache import store
+from embedcache import store, word_ids
 from embedcache.backbones import resolve_all
 from embedcache.backbones.base import Backbone, BackboneSettings
+from embedcache.backbones.words_family import WordIds
 from embedcache.errors import UsageError
 from embedcache.failures import some_failures
 from embedcache.files import locked
@@ -30,7 +31,11 @@ from embedcache.options import Options
 from embedcache.planning import ENCODE, Action, Plan
 from embedcache.precision import load_encoder
 from embedcache.provenance import Modality
+from embedcache.word_ids import FoundTokens
 from embedcache.writing import PROBE_ITEMS, Outcome, Run, execute_together
+
+WORD_ROW_BYTES = 100
+"""About what a text takes in a file of word ids: id, digest, offset, and ten words or so."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,8 @@ def _settled(job: Job, dry_run: bool) -> Extraction | None:
     if job.modality not in table.modalities:
         reason = f"{opened.folder.name} has no {job.modality}s"
         return Extraction(opened.folder.name, job.backbone.name, job.modality, "skip", reason)
+    if isinstance(job.backbone, WordIds):
+        return _extract_words(job, dry_run)
     wanted, found = wanted_items(job), existing(job)
     if not len(wanted.rows):
         raise UsageError(f"{opened.folder.name} has no {job.modality} items to encode.")
@@ -156,9 +163,7 @@ def _encode(jobs: Sequence[tuple[int, Job]]) -> dict[int, Extraction]:
     done: dict[int, Extraction] = {}
     with ExitStack() as stack:
         runs: dict[int, tuple[Job, Run]] = {}
-        for number, job in sorted(
-            jobs, key=lambda pair: pair[1].lock_path()
-        ):  # in one order, or two would wait forever
+        for number, job in sorted(jobs, key=_lock_order):
             job.opened.folder.path.mkdir(parents=True, exist_ok=True)
             if job.lock_path() in {other.lock_path() for other, _ in runs.values()}:
                 continue
@@ -175,6 +180,37 @@ def _encode(jobs: Sequence[tuple[int, Job]]) -> dict[int, Extraction]:
             done[number] = _finished(job, run.plan, run.found, outcome)
     again = [(number, job) for number, job in jobs if number not in done]
     return done | (_encode(again) if again else {})
+
+
+def _extract_words(job: Job, dry_run: bool) -> Extraction:
+    """The same for word ids, which need no encoder and are written whole."""
+    wanted, found = wanted_items(job), word_ids.existing(job)
+    decided = word_ids.decide(job, wanted, found)
+    if dry_run:
+        estimate = word_ids.seconds_for(job, decided), len(decided.ids) * WORD_ROW_BYTES
+        return replace(_summary(job, decided, found), estimate=Estimate(*estimate) if decided.n_encode else Estimate())
+    if decided.action == "reuse":
+        _save_where_changed(job, wanted)
+        return _summary(job, decided, found)
+    job.opened.folder.path.mkdir(parents=True, exist_ok=True)
+    with locked(job.lock_path(), wait=job.options.wait):
+        found = word_ids.existing(job)
+        decided = word_ids.decide(job, wanted, found)
+        if decided.action == "reuse":
+            return _summary(job, decided, found)
+        job.opened.save()
+        outcome = word_ids.run(job, decided, wanted, found)
+    summary = _summary(job, decided, found)
+    return replace(
+        summary,
+        n_items=outcome.file.n_items,
+        n_failed=outcome.file.n_failed,
+        path=outcome.file.path,
+        fingerprint=outcome.file.fingerprint,
+        seconds=outcome.seconds,
+        failures=some_failures(outcome.file),
+        notes=(*summary.notes, *outcome.notes),
+    )
 
 
 def _finished(job: Job, decided: Plan, found: Found, outcome: Outcome) -> Extraction:
@@ -208,7 +244,7 @@ def _remembered_now(job: Job, wanted: Wanted) -> npt.NDArray[np.bool_]:
     return states.known
 
 
-def _summary(job: Job, decided: Plan, found: Found) -> Extraction:
+def _summary(job: Job, decided: Plan, found: Found | FoundTokens) -> Extraction:
     """What is known before anything runs; for a reuse, all there is to say."""
     file = found.sealed if decided.action == "reuse" else None
     rows = decided.donor_row if file is not None else np.zeros(0, np.int64)
@@ -223,7 +259,7 @@ def _summary(job: Job, decided: Plan, found: Found) -> Extraction:
         n_encoded=0 if file is not None else decided.n_encode,
         n_kept=decided.n_copied,
         n_failed=int((file.status[rows] == store.FAILED).sum()) if file is not None else 0,
-        dim=file.dim if file is not None else None,
+        dim=file.dim if isinstance(file, store.FeatureFile) else None,
         path=file.path if file is not None else None,
         fingerprint=file.fingerprint if file is not None else None,
         notes=(*job.opened.table.notes, *found.notes),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from embedcache.container import FAILED, ItemFile
 from embedcache.files import append, replacing
-from embedcache.store import FAILED, FeatureFile
 
 
 def failures_path(feature_path: Path) -> Path:
@@ -38,14 +38,14 @@ def append_failures(path: Path, failures: Mapping[str, str]) -> None:
     append(failures_path(path), "".join(lines))
 
 
-def failures_of(file: FeatureFile) -> dict[str, str]:
+def failures_of(file: ItemFile) -> dict[str, str]:
     """The rows that are failed in a file with their reasons; lines of a list that a crash left behind do not count."""
     failed = [bytes(item).decode() for item in file.ids[np.asarray(file.status) == FAILED]]
     reasons = read_failures(file.path) if failed else {}
     return {name: reasons.get(name, "its reason was not recorded") for name in failed}
 
 
-def keep_failures(file: FeatureFile) -> None:
+def keep_failures(file: ItemFile) -> None:
     """Rewrite the list of failures with the rows that are failed in the sealed file, and only those."""
     listed = failures_path(file.path)
     found = failures_of(file)
@@ -57,6 +57,6 @@ def keep_failures(file: FeatureFile) -> None:
             out.write(json.dumps({"id": name, "reason": reason}, ensure_ascii=False) + "\n")
 
 
-def some_failures(file: FeatureFile, n: int = 5) -> dict[str, str]:
+def some_failures(file: ItemFile, n: int = 5) -> dict[str, str]:
     """The first ``n`` failed items with their reasons."""
     return dict(list(failures_of(file).items())[:n])

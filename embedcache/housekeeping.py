@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache import store
+from embedcache import ragged, store
 from embedcache.backbones import slug
 from embedcache.cache import CachedDataset, FeatureEntry, FeatureQuery, parse_query
+from embedcache.container import TOKENS, ItemFile, read_header
 from embedcache.errors import DamagedFileError, EmbedCacheError, LockedError, UnknownNameError
 from embedcache.failures import failures_path, keep_failures
 from embedcache.files import locked
 from embedcache.items import fixed_length, positions
 from embedcache.provenance import Modality, digest_json
+from embedcache.ragged import TokenFile
 from embedcache.store import PARTIAL_SUFFIX, PENDING, FeatureFile, Layout, partial_path
 
 _IN_THE_MAKING = re.compile(r"\..+\.[0-9a-f]{8}\.(layout|tmp)")
@@ -104,7 +106,7 @@ def _path_of(dataset: CachedDataset, query: FeatureQuery) -> Path:
         if name in entry.names | {entry.path.name} and entry.begins_with(prefix)
     }
     try:
-        return dataset.find(query).path
+        return dataset.find_any(query).path
     except (UnknownNameError, DamagedFileError, LookupError):
         if len(matching) == 1:
             return matching.pop()
@@ -197,16 +199,18 @@ def _covered(partial: FeatureFile, path: Path) -> bool:
     return bool((np.asarray(partial.content)[committed] == np.asarray(sealed.content)[rows[committed]]).all())
 
 
-def _shrinkage(dataset: CachedDataset, file: FeatureFile) -> Shrinkage | None:
+def _shrinkage(dataset: CachedDataset, file: ItemFile) -> Shrinkage | None:
     """The rows of a file that samples use; None where all are used."""
     table = dataset.table.items
     modality = _modality(file)
     known = fixed_length(table[modality]["id"]) if modality in table else np.zeros(0, "S1")
     keep = np.flatnonzero(positions(file.ids, known) >= 0) if len(known) else np.zeros(0, np.int64)
+    if isinstance(file, TokenFile) and not np.diff(file.offsets)[keep].any():
+        keep = keep[:0]
     return Shrinkage(file.path, keep, file.n_items) if len(keep) < file.n_items else None
 
 
-def _modality(file: FeatureFile) -> Modality:
+def _modality(file: ItemFile) -> Modality:
     return "image" if file.modality == "image" else "text"
 
 
@@ -244,16 +248,18 @@ def lock_path(folder: Path, name: str, provenance: Mapping[str, Any]) -> Path:
     return folder / f"{provenance['modality']}.{slug(name)}.{digest}"
 
 
-def _lock_of(file: FeatureFile) -> Path:
+def _lock_of(file: ItemFile) -> Path:
     return lock_path(file.path.parent, str(file.record.get("backbone")), file.provenance)
 
 
-def without_unused(found: Shrinkage, *, sync: bool = True) -> FeatureFile:
+def without_unused(found: Shrinkage, *, sync: bool = True) -> ItemFile:
     """Write the file again without its unused rows: laid out, copied, sealed in its place in one step.
 
     The caller holds the locks. Readers keep what they mapped. Raises DamagedFileError, with the file left as it
     is, where a block does not have its checksum: copying it would give wrong vectors a right one.
     """
+    if (header := read_header(found.path)) is not None and header.kind == TOKENS:
+        return _fewer_tokens(found)
     old = FeatureFile(found.path)
     if bad := list(old.bad_blocks()):
         raise DamagedFileError(f"{old.path}: blocks {bad[:3]} do not have their checksums; nothing was rewritten.")
@@ -272,5 +278,14 @@ def without_unused(found: Shrinkage, *, sync: bool = True) -> FeatureFile:
         partial_path(old.path).unlink(missing_ok=True)
         raise
     file = FeatureFile(old.path)
+    keep_failures(file)
+    return file
+
+
+def _fewer_tokens(found: Shrinkage) -> TokenFile:
+    """The same for word ids; the vocabulary stays as it is, so that heads go on working."""
+    old = TokenFile(found.path)
+    record = {**old.record, "dropped": found.n_unused}
+    file = ragged.write(old.path, ragged.keep_rows(old.rows(), found.keep), old.provenance, record)
     keep_failures(file)
     return file

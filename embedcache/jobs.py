@@ -16,6 +16,7 @@ from embedcache import samples as tables
 from embedcache import store
 from embedcache.backbones import slug
 from embedcache.backbones.base import Backbone
+from embedcache.container import VECTORS, read_header
 from embedcache.datasets import read_image
 from embedcache.errors import DamagedFileError, ItemError, UsageError
 from embedcache.items import ItemStates
@@ -115,6 +116,8 @@ def existing(job: Job) -> Found:
 
 
 def _satisfying(job: Job, path: Path, notes: list[str]) -> FeatureFile | None:
+    if (header := read_header(path)) is not None and header.kind != VECTORS:
+        return None
     try:
         file = FeatureFile(path, partial=path.name.endswith(store.PARTIAL_SUFFIX))
     except DamagedFileError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from embedcache import samples as tables
 from embedcache import store
 from embedcache.catalog import DatasetFolder, DatasetRecord, dataset_folders
 from embedcache.datasets import ADAPTERS, LOCATIONS, Dataset, discover, open_dataset
+from embedcache.datasets.base import PublishedTokens, published_tokens
 from embedcache.errors import UsageError, unknown_name
 from embedcache.files import locked, sync_above
 from embedcache.items import ItemStates
@@ -109,6 +111,11 @@ class OpenedDataset:
                 known = states if states is not None else no_states()
                 found["image"] = item_states.remembering(found["image"], known, self.remembered())
             self.folder.save(self.record, replace(self.table, items=found))
+
+    @cached_property
+    def published(self) -> PublishedTokens | None:
+        """The data set's own word ids, read once; None where it has none."""
+        return published_tokens(self.dataset, self.table)
 
     def remembered(self) -> pa.Table | None:
         """The image items as they were saved last."""

@@ -22,11 +22,13 @@ import pyarrow.parquet as pq
 import xxhash
 
 from embedcache.cache import CachedDataset, FeatureEntry, FeatureQuery, file_name
+from embedcache.container import ItemFile
 from embedcache.errors import CheckpointNotFoundError, DamagedFileError, DataNotFoundError, ItemError, UsageError
 from embedcache.files import read_at, read_into
 from embedcache.items import Read, fixed_length
 from embedcache.options import usable_cores
 from embedcache.provenance import Modality, Provenance, differences
+from embedcache.ragged import TokenFile
 from embedcache.samples import items_path, text_digests
 from embedcache.store import DONE, FAILED, PENDING, FeatureFile
 
@@ -145,13 +147,13 @@ def verify(
 
 def _paths(dataset: CachedDataset, query: FeatureQuery | None) -> list[Path]:
     if query is not None:
-        return [dataset.find(query).path]
+        return [dataset.find_any(query).path]
     return [*dataset.folder.feature_paths(), *dataset.folder.partial_paths()]
 
 
-def _report(dataset: CachedDataset, entry: FeatureEntry, file: FeatureFile, findings: list[Finding]) -> FileReport:
-    blocks = (np.bincount(file.status[file.layout.rows(block)], minlength=256) for block in range(file.layout.n_blocks))
-    counts = sum(blocks, np.zeros(256, np.int64))
+def _report(dataset: CachedDataset, entry: FeatureEntry, file: ItemFile, findings: list[Finding]) -> FileReport:
+    parts = (file.status[start : start + _IDS_AT_ONCE] for start in range(0, file.n_items, _IDS_AT_ONCE))
+    counts = sum((np.bincount(part, minlength=256) for part in parts), np.zeros(256, np.int64))
     return FileReport(
         dataset.name,
         file_name(file),
@@ -172,14 +174,16 @@ def _unreadable(dataset: CachedDataset, entry: FeatureEntry, error: Exception) -
     return FileReport(dataset.name, entry.label, entry.path, entry.sealed, 0, 0, 0, 0, size, (finding,))
 
 
-def _checked(dataset: CachedDataset, file: FeatureFile) -> list[Finding]:
+def _checked(dataset: CachedDataset, file: ItemFile) -> list[Finding]:
     """All that the file and the sample table can tell by themselves; vectors and ids are looked at side by side."""
     with ThreadPoolExecutor(usable_cores(), thread_name_prefix="verify") as pool:
         ids = pool.submit(lambda: list(_identified(file, items_path(dataset.folder.path, _modality(file)))))
-        return [*_scanned(file, pool), *ids.result()]
+        found = list(_scanned_tokens(file)) if isinstance(file, TokenFile) else []
+        found += _scanned(file, pool) if isinstance(file, FeatureFile) else []
+        return [*found, *ids.result()]
 
 
-def _modality(file: FeatureFile) -> Modality:
+def _modality(file: ItemFile) -> Modality:
     return "image" if file.modality == "image" else "text"
 
 
@@ -244,6 +248,29 @@ def _all_finite(vectors: npt.NDArray[Any], exponents: npt.NDArray[Any]) -> bool:
     return bool(np.bitwise_and(vectors.view(exponents.dtype), infinity, out=exponents).max() < infinity)
 
 
+def _scanned_tokens(file: TokenFile) -> Found:
+    """Checksums, ids outside the vocabulary, and whether rows have tokens where they are done and only there.
+
+    That offsets begin at 0, never fall and end at the last token was checked when the file was opened.
+    """
+    bad: list[int] = []
+    seen: Counter[str] = Counter()
+    with file.reading() as fd:
+        for block in range(file.layout.n_blocks):
+            data = file.read_block(fd, block)
+            if xxhash.xxh3_64_intdigest(data) != int(file.checksum[block]):
+                bad.append(block)
+            tokens = np.frombuffer(data, "<i4")
+            seen["vocabulary"] += int(((tokens < 0) | (tokens >= file.n_words)).sum())
+    for start in range(0, file.n_items, _IDS_AT_ONCE):
+        status = file.status[start : start + _IDS_AT_ONCE]
+        empty = np.diff(file.offsets[start : start + _IDS_AT_ONCE + 1]) == 0
+        seen["status"] += int((status > FAILED).sum())
+        seen["empty"] += int((empty & (status == DONE)).sum())
+        seen["unexpected"] += int((~empty & (status == FAILED)).sum())
+    yield from _said(bad, seen)
+
+
 def _said(bad: list[int], seen: Counter[str]) -> Found:
     if bad:
         listed = ", ".join(map(str, bad[:_EXAMPLES])) + (" …" if len(bad) > _EXAMPLES else "")
@@ -253,6 +280,9 @@ def _said(bad: list[int], seen: Counter[str]) -> Found:
         ("finite", "damage", "done rows hold a number that is not finite"),
         ("zeros", "warning", "done rows are all zeros"),
         ("failed", "warning", "failed rows are not zeros"),
+        ("vocabulary", "damage", "ids lie outside the vocabulary"),
+        ("empty", "damage", "done rows have no word"),
+        ("unexpected", "warning", "failed rows have words"),
     )
     for what, severity, message in messages:
         if seen[what]:
@@ -262,7 +292,7 @@ def _said(bad: list[int], seen: Counter[str]) -> Found:
 # ------------------------------------------------------------------------------------------------------- ids
 
 
-def _identified(file: FeatureFile, table: Path) -> Found:
+def _identified(file: ItemFile, table: Path) -> Found:
     """Ids that occur twice, that no sample knows, and items that have no row.
 
     Ids are compared by 64-bit hashes, a share of them in each pass; what looks repeated is compared in full.
@@ -285,7 +315,7 @@ def _identified(file: FeatureFile, table: Path) -> Found:
     yield from _said_of_ids(counts)
 
 
-def _repeated(file: FeatureFile, hashes: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]) -> int:
+def _repeated(file: ItemFile, hashes: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]) -> int:
     """Rows whose id stands in a row before; hashes that only happen to agree do not count."""
     order = np.argsort(hashes, kind="stable")
     again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
@@ -303,7 +333,7 @@ def _said_of_ids(counts: Counter[str]) -> Found:
         yield Finding("note", "lacking", f"{lacking:,} items of the sample table have no row", lacking)
 
 
-def _ids_in_file(file: FeatureFile) -> Iterator[npt.NDArray[np.bytes_]]:
+def _ids_in_file(file: ItemFile) -> Iterator[npt.NDArray[np.bytes_]]:
     with file.reading() as fd:
         for start in range(0, file.n_items, _IDS_AT_ONCE):
             extent = file.ids_of(slice(start, min(start + _IDS_AT_ONCE, file.n_items)))
@@ -370,8 +400,12 @@ def _among(some: npt.NDArray[np.uint64], ordered: npt.NDArray[np.uint64]) -> npt
 # ----------------------------------------------------------------------------------------------- encoded again
 
 
-def _encoded_again(dataset: CachedDataset, file: FeatureFile, again: Again) -> Found:
+def _encoded_again(dataset: CachedDataset, file: ItemFile, again: Again) -> Found:
     """Encode some done rows with the encoder that the file states, and compare."""
+    if isinstance(file, TokenFile):
+        yield from _split_again(dataset, file, again)
+    if not isinstance(file, FeatureFile):
+        return
     if file.provenance.get("family") == "import":
         yield Finding("note", "recompute", "imported vectors cannot be encoded again", 0)
         return
@@ -380,10 +414,44 @@ def _encoded_again(dataset: CachedDataset, file: FeatureFile, again: Again) -> F
     _refuse_another(backbone, file)
     read = _reader(dataset, file, again.data)
     done = np.flatnonzero(np.asarray(file.status) == DONE)
-    rng = np.random.default_rng(again.seed)
-    rows = np.sort(rng.choice(done, min(again.rows, len(done)), replace=False)).astype(np.int64)
+    rows = _some(done, again)
     if len(rows):
         yield _distances(file, _load(backbone, file, again.device), rows, read)
+
+
+def _some(rows: npt.NDArray[np.int64], again: Again) -> npt.NDArray[np.int64]:
+    """As many random rows as are asked for, sorted."""
+    rng = np.random.default_rng(again.seed)
+    return np.sort(rng.choice(rows, min(again.rows, len(rows)), replace=False)).astype(np.int64)
+
+
+def _split_again(dataset: CachedDataset, file: TokenFile, again: Again) -> Found:
+    """Split some texts again by the file's rule and vocabulary: the ids must be the same."""
+    from embedcache.items import positions
+    from embedcache.ragged import take_rows
+    from embedcache.samples import combined
+    from embedcache.word_ids import split_again
+    from embedcache.words import RULE
+
+    if file.provenance["preprocessing"].get("words") != RULE:
+        yield Finding("note", "recompute", "its ids were not made by the rule of this release: not compared", 0)
+        return
+    items = dataset.table.items["text"]
+    here = positions(np.asarray(file.ids), fixed_length(items["id"]))
+    rows = _some(np.flatnonzero((np.asarray(file.status) == DONE) & (here >= 0)), again)
+    tokens, offsets = split_again(file, combined(items["text"]).take(pa.array(here[rows])))
+    stored, bounds = take_rows(file.tokens, file.offsets, rows)
+    wrong = [
+        row for row in range(len(rows))
+        if not np.array_equal(tokens[offsets[row] : offsets[row + 1]], stored[bounds[row] : bounds[row + 1]])
+    ]  # fmt: skip
+    if wrong:
+        names = ", ".join(bytes(file.ids[rows[row]]).decode() for row in wrong[:_EXAMPLES])
+        yield Finding(
+            "damage", "recompute", f"{len(wrong)} of {len(rows)} texts have other words now ({names})", len(wrong)
+        )
+    else:
+        yield Finding("note", "recompute", f"{len(rows)} texts split again: the same ids", len(rows))
 
 
 def _resolved(file: FeatureFile, named: str | None, weights: str | None) -> Backbone:
@@ -489,7 +557,7 @@ def relative_distances(again: npt.NDArray[Any], stored: npt.NDArray[Any]) -> npt
 # ----------------------------------------------------------------------------------------------- against the data
 
 
-def _compared(file: FeatureFile, dataset: CachedDataset, data: Dataset) -> Found:
+def _compared(file: ItemFile, dataset: CachedDataset, data: Dataset) -> Found:
     """Contents as they were encoded against the data as they are now."""
     from embedcache.items import positions
 
@@ -515,7 +583,7 @@ def _compared(file: FeatureFile, dataset: CachedDataset, data: Dataset) -> Found
             yield Finding("warning", what, f"{counts[what]:,} {message}", counts[what])
 
 
-def _contents(file: FeatureFile, data: Dataset, rows: npt.NDArray[np.int64]) -> Counter[str]:
+def _contents(file: ItemFile, data: Dataset, rows: npt.NDArray[np.int64]) -> Counter[str]:
     """Digest images on threads, a few at a time; what could not be read when it was encoded is left out."""
     from concurrent.futures import ThreadPoolExecutor
 

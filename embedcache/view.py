@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from embedcache.container import FAILED, ItemFile
 from embedcache.errors import UsageError, unknown_name
 from embedcache.items import fixed_length, positions
 from embedcache.provenance import Modality
 from embedcache.samples import TARGET_PREFIX, SampleTable, combined
-from embedcache.store import FAILED, FeatureFile
+from embedcache.store import FeatureFile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -256,7 +257,7 @@ class _Seen:
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
-def _file_rows(table: SampleTable, file: FeatureFile) -> Rows:
+def _file_rows(table: SampleTable, file: ItemFile) -> Rows:
     """For each item of the table its row in the file: -1 not there, -2 failed."""
     modality: Modality = "image" if file.modality == "image" else "text"
     rows = positions(fixed_length(table.items[modality]["id"]), file.ids)
@@ -301,7 +302,7 @@ def _done(found: Rows, sample: Rows, n: int, *, first_only: bool) -> tuple[Rows,
 
 
 def _count_lacking(
-    reasons: Counter[str], name: str, file: FeatureFile, own: _Seen, found: Rows, lacking: Any, usable: Any
+    reasons: Counter[str], name: str, file: ItemFile, own: _Seen, found: Rows, lacking: Any, usable: Any
 ) -> None:
     """Count samples by why they lack a vector; each is counted once, under the first set that lacks it."""
     new = lacking & usable
@@ -346,6 +347,19 @@ def _each_caption(
             references = file_rows[image.references[image.offsets[sample_rows]]]
         sets.append(FeatureSet(name, file, references, np.arange(len(references) + 1)))
     return Features(table, tuple(sets), sample_rows, "each", left_out)
+
+
+def text_units(table: SampleTable, name: str, file: ItemFile, captions: Captions) -> tuple[Rows, Rows, dict[str, int]]:
+    """A text file's rows seen from the samples, one a unit: (rows of the file, sample rows, left-out by reason).
+
+    captions: ``first``, a unit per sample with the first text that is done; or ``each``, a unit per text.
+    """
+    seen, n = _Seen.of(table, "text"), table.samples.num_rows
+    found = _file_rows(table, file)[seen.references]
+    references, offsets = _done(found, seen.sample, n, first_only=captions == "first")
+    reasons: Counter[str] = Counter()
+    _count_lacking(reasons, name, file, seen, found, np.diff(offsets) == 0, np.ones(n, bool))
+    return references, np.repeat(np.arange(n), np.diff(offsets)), dict(reasons)
 
 
 def content_digests(features: Features) -> pa.Table:

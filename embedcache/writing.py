@@ -286,7 +286,7 @@ class Run:
             "encoded": self.plan.n_encode,
             "truncated": self.n_truncated,
             "engine": dict(self.engine.summary) if self.engine is not None else {},
-            "versions": _versions(),
+            "versions": versions(),
         }
 
     def _seal(self, writer: FeatureWriter, started: str) -> FeatureFile:
@@ -453,7 +453,8 @@ def _set_aside(partial: Path) -> Path:
     return aside
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of what makes a file; for its record."""
     names = ("embedcache", "torch", "timm", "transformers", "h5py", "pillow")
     found = {"python": platform.python_version()}
     for name in names:

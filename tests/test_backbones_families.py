@@ -61,7 +61,7 @@ POOLED = {
 
 def test_the_aliases_of_the_report_mean_exactly_its_checkpoints() -> None:
     assert {name: ALIASES[name].checkpoint for name in HUB_NAMES} == HUB_NAMES
-    assert set(ALIASES) == {*HUB_NAMES, "demo-image", "demo-text"}
+    assert set(ALIASES) == {*HUB_NAMES, "demo-image", "demo-text", "words"}
 
 
 @pytest.mark.parametrize("alias", HUB_NAMES)
@@ -172,7 +172,7 @@ def test_a_missing_folder_is_named(name: str) -> None:
 
 
 def test_every_family_stands_in_its_table(home: Path) -> None:
-    assert set(FAMILIES) == {"timm", "hf", "st"}
+    assert set(FAMILIES) == {"timm", "hf", "st", "glove", "word2vec", "words"}
     for family, folder in (("timm", "cnn"), ("hf", "bert"), ("st", "sentences")):
         assert resolve(f"{family}:{home / folder}").identity.family == family
 

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "embedcache.cache",
         "embedcache.view",
+        "embedcache.token_view",
         "embedcache.exchange",
         "embedcache.housekeeping",
         "embedcache.verification",
@@ -32,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "embedcache.extraction",
         "embedcache.writing",
+        "embedcache.word_ids",
         "embedcache.jobs",
         "embedcache.precision",
         "embedcache.encoding",
@@ -48,6 +50,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "embedcache.backbones",
         "embedcache.engines",
         "embedcache.store",
+        "embedcache.container",
+        "embedcache.ragged",
+        "embedcache.words",
         "embedcache.demo",
     ),
     ("embedcache.samples", "embedcache.provenance", "embedcache.files", "embedcache.errors"),

@@ -23,6 +23,9 @@ FAMILIES: Final = {
     "timm": "embedcache.backbones.timm_family",
     "hf": "embedcache.backbones.hf_family",
     "st": "embedcache.backbones.st_family",
+    "glove": "embedcache.backbones.words_family",
+    "word2vec": "embedcache.backbones.words_family",
+    "words": "embedcache.backbones.words_family",
 }
 
 _CUB = "CUB report"
@@ -42,6 +45,7 @@ ALIASES: Final = {
     "roberta": Alias("hf", "roberta-base", "text", 768, 124, "MIT", "512 tokens", used_by=_CUB),
     "demo-image": Alias("timm", str(_SHIPPED / "image"), "image", 1024, 0.57, "MIT", "112 px", used_by="demo"),
     "demo-text": Alias("hf", str(_SHIPPED / "text"), "text", 128, 0.34, "MIT", "64 tokens", used_by="demo"),
+    "words": Alias("words", "training", "text", 0, 0, "MIT", "words"),
 }
 
 
@@ -66,15 +70,13 @@ def resolve_all(names: Sequence[str], settings: BackboneSettings | None = None) 
     settings = settings or BackboneSettings()
     if len(names) > 1 and (single := [name for name in ("weights", "revision") if getattr(settings, name)]):
         raise UsageError(f"{' and '.join(single)} are of one checkpoint; {len(names)} backbones are named.")
-    found = [backbone for name in names for backbone in _resolve(name, settings)]
-    meaningless = set(MEANINGLESS["image"]) | set(MEANINGLESS["text"])
-    for backbone in found:
-        meaningless &= set(MEANINGLESS[backbone.modality])
-    if unused := sorted(meaningless & set(settings.stated())):
+    found = [(name, backbone) for name in names for backbone in _resolve(name, settings)]
+    without_use = [_meaningless(name, backbone) for name, backbone in found]
+    if found and (unused := sorted(set.intersection(*without_use) & set(settings.stated()))):
         raise UsageError(
-            f"{', '.join(names)}: {', '.join(unused)} has no meaning for an encoder of {found[0].modality}s."
+            f"{', '.join(names)}: {', '.join(unused)} has no meaning for an encoder of {found[0][1].modality}s."
         )
-    return found
+    return [backbone for _, backbone in found]
 
 
 MEANINGLESS: Final[Mapping[Modality, tuple[str, ...]]] = {
@@ -82,6 +84,22 @@ MEANINGLESS: Final[Mapping[Modality, tuple[str, ...]]] = {
     "text": ("image_size", "value_range", "channels"),
 }
 """Settings that cannot apply to a modality."""
+
+_OF_VOCABULARIES: Final = ("min_count", "max_words")
+_OF_MODELS: Final = ("revision", "layer", "pooling", "prompt", "max_length")
+MEANINGLESS_FOR: Final[Mapping[str, tuple[str, ...]]] = {
+    "words": ("weights", *_OF_MODELS),
+    "glove": (*_OF_VOCABULARIES, *_OF_MODELS),
+    "word2vec": (*_OF_VOCABULARIES, *_OF_MODELS),
+}
+"""Settings that cannot apply to a family; those of vocabularies apply to ``words`` alone."""
+
+
+def _meaningless(name: str, backbone: Backbone) -> set[str]:
+    """The settings that a backbone has no use for."""
+    family, checkpoint = split_name(name)
+    published = ("lowercase", *_OF_VOCABULARIES) if (family, checkpoint) == ("words", "published") else ()
+    return {*MEANINGLESS[backbone.modality], *MEANINGLESS_FOR.get(family, _OF_VOCABULARIES), *published}
 
 
 def _resolve(name: str, settings: BackboneSettings) -> list[Backbone]:
@@ -95,12 +113,13 @@ def _resolve(name: str, settings: BackboneSettings) -> list[Backbone]:
         found = [module.resolve(public_name(base), checkpoint, settings)]
     else:
         raise UsageError(f"{base} has no towers: models of the family {family!r} encode one modality.")
-    return [_with_own_settings(backbone, settings) for backbone in found]
+    return [_with_own_settings(name, backbone, settings) for backbone in found]
 
 
-def _with_own_settings(backbone: Any, settings: BackboneSettings) -> Backbone:
-    """The backbone with those of the settings that have a meaning for its modality."""
-    kept = {key: value for key, value in settings.stated().items() if key not in MEANINGLESS[backbone.modality]}
+def _with_own_settings(name: str, backbone: Any, settings: BackboneSettings) -> Backbone:
+    """The backbone with those of the settings that have a meaning for it."""
+    without_use = _meaningless(name, backbone)
+    kept = {key: value for key, value in settings.stated().items() if key not in without_use}
     own: Backbone = replace(backbone, settings=BackboneSettings(**kept))
     return own
 
@@ -109,7 +128,9 @@ def tower_of(name: str) -> tuple[str, Modality | None]:
     """``clip-vit-base.image`` is one tower of ``clip-vit-base``; None for any other name, also of a folder."""
     base, tower = split_tower(name)
     family, _, checkpoint = name.partition(":")
-    if tower is None or name in ALIASES or (checkpoint and Path(checkpoint).expanduser().exists()):
+    if tower is None or name in ALIASES or family in MEANINGLESS_FOR:
+        return name, None
+    if checkpoint and Path(checkpoint).expanduser().exists():
         return name, None
     return (base, tower) if base in ALIASES or family in FAMILIES else (name, None)
 
@@ -138,7 +159,7 @@ def public_name(name: str) -> str:
     if name in ALIASES:
         return name
     family, checkpoint = split_name(name)
-    if is_local(checkpoint):
+    if is_local(checkpoint) or family in ("glove", "word2vec"):
         return f"{family}:{Path(checkpoint).expanduser().resolve().name}"
     return name
 
@@ -154,8 +175,9 @@ def fetch(name: str, revision: str | None = None) -> Checkpoint:
     from embedcache.backbones import checkpoints
 
     family, checkpoint = split_name(name)
-    if is_local(checkpoint):
-        raise UsageError(f"{name} is a folder of this machine: there is nothing to fetch.")
+    if is_local(checkpoint) or family in MEANINGLESS_FOR:
+        kind = "a file or folder of this machine" if family != "words" else "no checkpoint"
+        raise UsageError(f"{name} is {kind}: there is nothing to fetch.")
     if family == "timm":
         from embedcache.backbones.timm_family import full_name
 

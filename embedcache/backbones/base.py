@@ -32,6 +32,7 @@ class BackboneSettings:
     input. value_range: (low, high) of the numbers in an image that is not 8-bit; channels: which of them become red,
     green and blue (one: all three).
     lowercase: lower-case texts first. prompt: put before every text. max_length: tokens.
+    min_count, max_words: of a vocabulary of word ids: how often a word must occur, how many have an id at most.
     """
 
     weights: str | None = None
@@ -44,12 +45,14 @@ class BackboneSettings:
     lowercase: bool = False
     prompt: str = ""
     max_length: int | None = None
+    min_count: int = 1
+    max_words: int | None = None
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise UsageError(f"Unknown pooling {self.pooling!r}. Known: {', '.join(POOLINGS)}.")
         object.__setattr__(self, "layer", canonical_layer(self.layer))
-        for name in ("image_size", "max_length"):
+        for name in ("image_size", "max_length", "min_count", "max_words"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be positive, got {value}.")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from embedcache.errors import DataNotFoundError, ItemError, UsageError
 from embedcache.samples import SampleTable
@@ -41,6 +46,26 @@ class Dataset(Protocol):
 
     def read(self) -> SampleTable:
         """Read samples and items; opens no image."""
+
+
+@dataclass(frozen=True)
+class PublishedTokens:
+    """Word ids that a data set publishes of its own, as an adapter's ``published_tokens(table)`` gives them.
+
+    vocabulary: words, position = id; 0 is padding. tokens: int32, flat. offsets: int64, (text items + 1,):
+    item ``i`` of ``table.items["text"]`` has ``tokens[offsets[i]:offsets[i + 1]]``.
+    """
+
+    vocabulary: pa.LargeStringArray
+    tokens: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+
+
+def published_tokens(dataset: Dataset, table: SampleTable) -> PublishedTokens | None:
+    """A data set's own word ids; None where its adapter has none."""
+    own = getattr(dataset, "published_tokens", None)
+    found: PublishedTokens | None = own(table) if own is not None else None
+    return found
 
 
 def read_image(folder: Path, item: str) -> bytes:
