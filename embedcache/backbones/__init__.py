@@ -81,9 +81,9 @@ MEANINGLESS: Final[Mapping[Modality, tuple[str, ...]]] = {
 
 _OF_VOCABULARIES: Final = ("min_count", "max_words")
 MEANINGLESS_FOR: Final[Mapping[str, tuple[str, ...]]] = {
-    "words": ("weights", "revision", "pooling", "prompt", "max_length"),
-    "glove": (*_OF_VOCABULARIES, "revision", "pooling", "prompt", "max_length"),
-    "word2vec": (*_OF_VOCABULARIES, "revision", "pooling", "prompt", "max_length"),
+    "words": ("weights", "revision", "pooling", "layer", "prompt", "max_length"),
+    "glove": (*_OF_VOCABULARIES, "revision", "pooling", "layer", "prompt", "max_length"),
+    "word2vec": (*_OF_VOCABULARIES, "revision", "pooling", "layer", "prompt", "max_length"),
 }
 """Settings that cannot apply to a family; those of vocabularies apply to ``words`` alone."""
 

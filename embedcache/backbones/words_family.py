@@ -78,6 +78,7 @@ class MeanWordVectors:
         import torch
 
         self.device = torch.device("cpu")
+        self.notes: tuple[str, ...] = ()
         self._matrix = vectors.matrix
         self._rows = vectors.rows
         self._lowercase = lowercase
