@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.backbones import resolve, split_name
+from embedcache.backbones import resolve, split_name, with_own
 from embedcache.backbones.base import Backbone, BackboneSettings
 from embedcache.engines.base import Work
 from embedcache.engines.local import LocalEngine
@@ -86,7 +86,8 @@ def _resolved(reference: EncoderReference, checkpoint: str | None) -> Backbone:
         if checkpoint is None:
             return resolve(reference.backbone, BackboneSettings(**settings))
         if Path(checkpoint).expanduser().is_dir():
-            return resolve(f"{split_name(reference.backbone)[0]}:{checkpoint}", BackboneSettings(**settings))
+            family, own = split_name(reference.backbone)[0], with_own(reference.backbone, settings)
+            return resolve(f"{family}:{checkpoint}", BackboneSettings(**own))
         return resolve(reference.backbone, BackboneSettings(**settings, weights=checkpoint))
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(

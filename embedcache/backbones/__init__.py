@@ -1,7 +1,7 @@
 """The table of backbones: families by prefix, aliases by name.
 
-A backbone of a known family is one line in ALIASES. A new family is one file with ``resolve`` and one
-line in FAMILIES.
+A backbone of a known family is one line in ALIASES (``aliases.py``). A new family is one file with ``resolve`` and
+one line in FAMILIES.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from embedcache.backbones.base import Alias, Backbone, BackboneSettings
+from embedcache.backbones.aliases import ALIASES
+from embedcache.backbones.base import Backbone, BackboneSettings
 from embedcache.backbones.checkpoints import Checkpoint, is_local
 from embedcache.errors import UnknownNameError, UsageError, nearest, unknown_name
 from embedcache.provenance import Modality
@@ -22,25 +23,6 @@ FAMILIES: Final = {
     "timm": "embedcache.backbones.timm_family",
     "hf": "embedcache.backbones.hf_family",
     "st": "embedcache.backbones.st_family",
-}
-
-_CUB = "CUB report"
-_SHIPPED = Path(__file__).parent.parent / "demo" / "backbones"
-ALIASES: Final = {
-    "vit-large": Alias("hf", "google/vit-large-patch32-384", "image", 1024, 306, "Apache-2.0", "384 px", used_by=_CUB),
-    "vit-large-in21k": Alias(
-        "hf", "google/vit-large-patch32-224-in21k", "image", 1024, 306, "Apache-2.0", "224 px", used_by=_CUB
-    ),
-    "swin-tiny": Alias(
-        "hf", "microsoft/swin-tiny-patch4-window7-224", "image", 768, 28, "Apache-2.0", "224 px", used_by=_CUB
-    ),
-    "mpnet": Alias(
-        "st", "sentence-transformers/all-mpnet-base-v2", "text", 768, 109, "Apache-2.0", "384 tokens", used_by=_CUB
-    ),
-    "bert": Alias("hf", "bert-base-uncased", "text", 768, 109, "Apache-2.0", "512 tokens", used_by=_CUB),
-    "roberta": Alias("hf", "roberta-base", "text", 768, 124, "MIT", "512 tokens", used_by=_CUB),
-    "demo-image": Alias("timm", str(_SHIPPED / "image"), "image", 1024, 0.57, "MIT", "112 px", used_by="demo"),
-    "demo-text": Alias("hf", str(_SHIPPED / "text"), "text", 128, 0.34, "MIT", "64 tokens", used_by="demo"),
 }
 
 
@@ -80,11 +62,24 @@ MEANINGLESS: Final[Mapping[Modality, tuple[str, ...]]] = {
 
 def _resolve(name: str, settings: BackboneSettings) -> Backbone:
     family, checkpoint = split_name(name)
+    settings = replace(settings, **with_own(name, settings.stated()))
     module = import_module(FAMILIES[family])
     backbone: Backbone = module.resolve(public_name(name), checkpoint, settings)
     kept = {key: value for key, value in settings.stated().items() if key not in MEANINGLESS[backbone.modality]}
     own: Backbone = replace(backbone, settings=BackboneSettings(**kept))  # type: ignore[type-var]
     return own
+
+
+def with_own(name: str, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Stated settings, and below them the alias's own: what is stated wins."""
+    own = ALIASES[name].settings if name in ALIASES else {}
+    return {**own, **stated}
+
+
+def without_own(name: str, settings: BackboneSettings) -> dict[str, Any]:
+    """Settings of a resolved backbone that its user stated: those that its alias does not mean anyway."""
+    own = ALIASES[name].settings if name in ALIASES else {}
+    return {key: value for key, value in settings.stated().items() if key not in own or own[key] != value}
 
 
 def split_name(name: str) -> tuple[str, str]:

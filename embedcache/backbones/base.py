@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy.typing as npt
 
@@ -28,7 +29,7 @@ class BackboneSettings:
     weights: a weight file in place of the checkpoint's. revision: branch, tag or commit on the hub.
     pooling: one of POOLINGS. image_size: pixels, of a square input. value_range: (low, high) of the numbers in an
     image that is not 8-bit; channels: which of them become red, green and blue (one: all three).
-    lowercase: lower-case texts first. prompt: put before every text. max_length: tokens.
+    lowercase: lower-case texts first. prompt: put before every text ("" for none at all). max_length: tokens.
     """
 
     weights: str | None = None
@@ -38,7 +39,7 @@ class BackboneSettings:
     value_range: tuple[float, float] | None = None
     channels: tuple[int, ...] | None = None
     lowercase: bool = False
-    prompt: str = ""
+    prompt: str | None = None
     max_length: int | None = None
 
     def __post_init__(self) -> None:
@@ -116,20 +117,34 @@ class Backbone(Protocol):
         """Read the weights in float32 onto ``device``, frozen and in ``eval()``."""
 
 
+SHIPPED = Path(__file__).parent.parent / "demo" / "backbones"
+"""Where the checkpoints lie that come with the package."""
+
+
 @dataclass(frozen=True)
 class Alias:
     """One line of the table of backbones.
 
-    checkpoint: name on the Hugging Face hub. dim: numbers in a vector (informative: the value that counts
-    comes from a forward pass). parameters: millions.
+    checkpoint: whole name on the Hugging Face hub. modality: ``both`` of a model with a tower for each. dim: numbers
+    in a vector, parameters: millions that are loaded (of both towers), without poolers and classifiers that are not
+    used; both are for the reader: what counts comes from a forward pass. input: pixels, or tokens at most, as the
+    checkpoint's own settings have it. settings: what the alias means beside the checkpoint; the user's win. prompts:
+    those that the checkpoint's card names, by their purpose. gated: its terms must be accepted on the hub first.
     """
 
     family: str
     checkpoint: str
-    modality: Modality
+    modality: Modality | Literal["both"]
     dim: int
     parameters: float
     licence: str
     input: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     used_by: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    gated: bool = False
+
+    @property
+    def ships(self) -> bool:
+        """Whether its files come with the package."""
+        return self.checkpoint.startswith(str(SHIPPED))

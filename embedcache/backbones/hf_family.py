@@ -111,7 +111,7 @@ class HfBackbone:
         return {
             "tokenizer": tokenizer_digests(self.folder),
             "lowercase": self.settings.lowercase,
-            "prompt": self.settings.prompt,
+            "prompt": self.settings.prompt or "",
             "max_length": self.max_length,
         }
 
@@ -134,7 +134,7 @@ class HfBackbone:
             device,
             max_length=self.max_length,
             lowercase=self.settings.lowercase,
-            prompt=self.settings.prompt,
+            prompt=self.settings.prompt or "",
         )
 
     def _build(self) -> Any:
