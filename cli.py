@@ -165,7 +165,8 @@ def extract(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and do nothing.")] = False,
     weights: Annotated[str | None, typer.Option(help="A weight file in place of the checkpoint's.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    pooling: Annotated[str, typer.Option(help="auto, cls, mean, pooler, pre-logits.")] = "auto",
+    layer: Annotated[str, typer.Option(help="last, a layer such as -2, or several: -4,-3,-2,-1.")] = "last",
+    pooling: Annotated[str, typer.Option(help="auto, cls, mean, cls+mean, max, last, pooler, pre-logits.")] = "auto",
     image_size: Annotated[int | None, typer.Option(help="Side of the model's square input, pixels.")] = None,
     value_range: Annotated[str | None, typer.Option(help="LOW,HIGH of pixels that are not 8-bit.")] = None,
     channels: Annotated[str | None, typer.Option(help="One or three channel numbers, such as 3,2,1.")] = None,
@@ -214,6 +215,7 @@ def extract(
         settings=ec.BackboneSettings(
             weights=weights,
             revision=revision,
+            layer=layer,
             pooling=pooling,
             image_size=image_size,
             value_range=_pair(_numbers(value_range, float, "--value-range")),

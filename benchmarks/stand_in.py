@@ -21,6 +21,7 @@ class StandInEncoder:
 
     def __init__(self, dim: int) -> None:
         self.device = torch.device("cpu")
+        self.notes: tuple[str, ...] = ()
         self._direction = torch.linspace(-1, 1, dim)
 
     def prepare(self, payloads: Sequence[bytes]) -> list[Prepared | ItemError]:

@@ -9,13 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedcache.backbones.base import BackboneSettings
+    from embedcache.backbones.images import ImagePreprocessing
+    from embedcache.backbones.torch_module import torch_backbone
     from embedcache.cache import Cache
     from embedcache.cache import open_cache as open
     from embedcache.extraction import Extraction, extract
     from embedcache.options import Options
 
 __version__ = "0.1.0"
-__all__ = ["BackboneSettings", "Cache", "Extraction", "Options", "extract", "open"]
+__all__ = [
+    "BackboneSettings",
+    "Cache",
+    "Extraction",
+    "ImagePreprocessing",
+    "Options",
+    "extract",
+    "open",
+    "torch_backbone",
+]
 
 _WHERE = {
     "BackboneSettings": ("embedcache.backbones.base", "BackboneSettings"),
@@ -24,6 +35,8 @@ _WHERE = {
     "Extraction": ("embedcache.extraction", "Extraction"),
     "Options": ("embedcache.options", "Options"),
     "extract": ("embedcache.extraction", "extract"),
+    "ImagePreprocessing": ("embedcache.backbones.images", "ImagePreprocessing"),
+    "torch_backbone": ("embedcache.backbones.torch_module", "torch_backbone"),
 }
 
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedcache.backbones import MEANINGLESS
+from embedcache.backbones.base import LAST_LAYER, canonical_layer
 from embedcache.catalog import DatasetFolder, DatasetRecord, dataset_folders
 from embedcache.errors import DamagedFileError, DataNotFoundError, MissingFeaturesError, UsageError, unknown_name
 from embedcache.failures import read_failures
-from embedcache.provenance import differences
+from embedcache.provenance import MODALITIES, Modality, differences
 from embedcache.samples import SampleTable
 from embedcache.store import PARTIAL_SUFFIX, PENDING, USERBLOCK, FeatureFile, Header
 from embedcache.view import Captions, Features, assemble, samples_frame
@@ -187,6 +190,14 @@ class CachedDataset:
             raise UsageError(f"{name!r} means several feature sets of {self.name}: {listed}. Add @ and a fingerprint.")
         raise self._missing(name, settings, prefix)
 
+    def _towers(self, query: FeatureQuery) -> list[FeatureQuery]:
+        """The query itself; of a name that no feature set has but its towers have, a query for each of them."""
+        name, settings, prefix = parse_query(query)
+        if prefix or any(name in entry.names for entry in self.entries):
+            return [query]
+        there = [one for one in MODALITIES if any(f"{name}.{one}" in entry.names for entry in self.entries)]
+        return [_tower_query(name, one, settings) for one in there] or [query]
+
     def _missing(self, name: str, settings: Mapping[str, Any], prefix: str) -> MissingFeaturesError:
         have = ", ".join(entry.described for entry in self.entries)
         flags = "".join(_flag(key, value) for key, value in settings.items())
@@ -200,8 +211,13 @@ class CachedDataset:
         )
 
     def features(self, *queries: FeatureQuery, captions: Captions = "mean") -> Features:
-        """The named feature sets side by side, on the samples that all of them have; all sets by default."""
-        chosen: Sequence[FeatureQuery] = queries or [f"{file_name(file)}@{file.fingerprint}" for file in self.files]
+        """The named feature sets side by side, on the samples that all of them have; all sets by default.
+
+        The name of a model with two towers means those of its towers that are there, the one for images first.
+        """
+        chosen: Sequence[FeatureQuery] = [one for query in queries for one in self._towers(query)] or [
+            f"{file_name(file)}@{file.fingerprint}" for file in self.files
+        ]
         if not chosen:
             raise MissingFeaturesError(
                 f"The data set {self.name!r} has no features yet: "
@@ -329,7 +345,15 @@ def parse_query(query: FeatureQuery) -> tuple[str, dict[str, Any], str]:
     if "backbone" not in settings:
         raise UsageError(f"A feature set by its settings needs the key 'backbone', got {sorted(settings)}.")
     name = str(settings.pop("backbone"))
+    if (layer := canonical_layer(settings.pop("layer", LAST_LAYER))) != LAST_LAYER:
+        settings["layer"] = layer
     return _reduced(name), settings, ""
+
+
+def _tower_query(name: str, modality: Modality, settings: Mapping[str, Any]) -> FeatureQuery:
+    """One tower of a name, with those of the settings that have a meaning for it."""
+    own = {key: value for key, value in settings.items() if key not in MEANINGLESS[modality]}
+    return {"backbone": f"{name}.{modality}", **own} if own else f"{name}.{modality}"
 
 
 def _reduced(name: str) -> str:
@@ -348,7 +372,12 @@ def _stated(file: FeatureFile) -> str:
 
 def _flag(key: str, value: Any) -> str:
     option = f" --{key.replace('_', '-')}"
-    return option if value is True else f"{option} {value}"
+    return option if value is True else f"{option} {shlex.quote(_option_text(value))}"
+
+
+def _option_text(value: Any) -> str:
+    """A setting as the command line takes it: numbers with commas between them."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def failures(dataset: CachedDataset, query: FeatureQuery | None = None) -> dict[str, dict[str, str]]:

@@ -133,9 +133,9 @@ def _extract_one(job: Job, dry_run: bool) -> Extraction:
 
 
 def _finished(job: Job, decided: Plan, found: Found, outcome: Outcome) -> Extraction:
-    file = outcome.file
+    file, summary = outcome.file, _summary(job, decided, found)
     return replace(
-        _summary(job, decided, found),
+        summary,
         n_items=file.n_items,
         n_failed=file.n_failed,
         n_truncated=outcome.n_truncated,
@@ -144,6 +144,7 @@ def _finished(job: Job, decided: Plan, found: Found, outcome: Outcome) -> Extrac
         fingerprint=file.fingerprint,
         seconds=outcome.seconds,
         failures=some_failures(file.path),
+        notes=(*summary.notes, *outcome.notes),
     )
 
 

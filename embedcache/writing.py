@@ -43,11 +43,12 @@ PARTIAL = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left. seconds: of encoding and writing; n_truncated: texts that were cut."""
+    """What a run left. seconds: of encoding and writing; n_truncated: texts that were cut; notes: the encoder's."""
 
     file: FeatureFile
     seconds: float
     n_truncated: int
+    notes: tuple[str, ...] = ()
 
 
 class Run:
@@ -68,6 +69,7 @@ class Run:
         self.pending: frozenset[int] = frozenset()
         self.waiting: list[Encoded] = []
         self.n_truncated = 0
+        self.notes: tuple[str, ...] = ()
         self.seconds = 0.0
 
     def execute(self) -> Outcome:
@@ -91,7 +93,7 @@ class Run:
             if self.writer is None:
                 raise self._all_failed()
             file = self._seal(self.writer, started)
-        return Outcome(file, self.seconds, self.n_truncated)
+        return Outcome(file, self.seconds, self.n_truncated, self.notes)
 
     def _close(self) -> None:
         if self.writer is not None:
@@ -104,6 +106,7 @@ class Run:
             options = replace(options, precision=self.compute)
         sample = payloads(self.plan, self.wanted, PROBE_ITEMS) if options.precision == "auto" else []
         encoder, self.compute = load_encoder(self.job.backbone, options, sample)
+        self.notes = encoder.notes
         self.engine = engine_for(self.job, encoder)
 
     def _resume(self) -> None:

@@ -25,6 +25,7 @@ class FakeEncoder:
     """Looks vectors up instead of computing them. Payloads that begin with BAD fail, INF gives infinities."""
 
     device = torch.device("cpu")
+    notes: tuple[str, ...] = ()
 
     def __init__(self, backbone: FakeBackbone) -> None:
         self._backbone = backbone

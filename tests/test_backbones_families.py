@@ -25,9 +25,10 @@ from safetensors.torch import load_file, save_file
 from embedcache import backbones
 from embedcache.backbones import ALIASES, FAMILIES, resolve, resolve_all
 from embedcache.backbones.base import POOLINGS, Backbone, BackboneSettings, Encoder, Prepared
-from embedcache.backbones.encoders import TextEncoder, mean_over_mask
+from embedcache.backbones.encoders import TextEncoder
+from embedcache.backbones.poolings import mean_over_mask
 from embedcache.backbones.hf_family import load_tokenizer
-from embedcache.backbones.timm_family import _pool
+from embedcache.backbones.timm_family import _vectors
 from embedcache.errors import CheckpointError, CheckpointNotFoundError, ItemError, UnknownNameError, UsageError
 from tests.tiny_checkpoints import (
     TEXTS,

@@ -16,6 +16,7 @@ from typing import Any, Final
 from embedcache.backbones.aliases import ALIASES
 from embedcache.backbones.base import Backbone, BackboneSettings
 from embedcache.backbones.checkpoints import Checkpoint, is_local
+from embedcache.backbones.towers import split_tower
 from embedcache.errors import UnknownNameError, UsageError, nearest, unknown_name
 from embedcache.provenance import Modality
 
@@ -29,20 +30,25 @@ FAMILIES: Final = {
 def resolve(name: str, settings: BackboneSettings | None = None) -> Backbone:
     """The backbone that ``name`` means: an alias, or ``family:checkpoint``. Finds files, loads nothing.
 
-    Raises UnknownNameError for a name in no table, CheckpointNotFoundError where its files are missing.
+    Of a model with two towers one must be named: ``NAME.image`` or ``NAME.text``. Raises UnknownNameError for a name
+    in no table, CheckpointNotFoundError where its files are missing.
     """
-    return resolve_all([name], settings)[0]
+    found = resolve_all([name], settings)
+    if len(found) > 1:
+        raise UsageError(f"{name} has two towers: name {' or '.join(one.name for one in found)}.")
+    return found[0]
 
 
 def resolve_all(names: Sequence[str], settings: BackboneSettings | None = None) -> list[Backbone]:
     """Several backbones with the same settings, each taking those that have a meaning for its modality.
 
+    The name of a model with two towers means both, the one for images first.
     Raises UsageError for a setting that has a meaning for none of them, and for one weight file for several.
     """
     settings = settings or BackboneSettings()
     if len(names) > 1 and (single := [name for name in ("weights", "revision") if getattr(settings, name)]):
         raise UsageError(f"{' and '.join(single)} are of one checkpoint; {len(names)} backbones are named.")
-    found = [_resolve(name, settings) for name in names]
+    found = [backbone for name in names for backbone in _resolve(name, settings)]
     meaningless = set(MEANINGLESS["image"]) | set(MEANINGLESS["text"])
     for backbone in found:
         meaningless &= set(MEANINGLESS[backbone.modality])
@@ -60,30 +66,56 @@ MEANINGLESS: Final[Mapping[Modality, tuple[str, ...]]] = {
 """Settings that cannot apply to a modality."""
 
 
-def _resolve(name: str, settings: BackboneSettings) -> Backbone:
-    family, checkpoint = split_name(name)
-    settings = replace(settings, **with_own(name, settings.stated()))
+def _resolve(name: str, settings: BackboneSettings) -> list[Backbone]:
+    """The backbone of a name, or both towers of it."""
+    base, tower = tower_of(name)
+    family, checkpoint = split_name(base)
+    settings = replace(settings, **with_own(base, settings.stated()))
     module = import_module(FAMILIES[family])
-    backbone: Backbone = module.resolve(public_name(name), checkpoint, settings)
+    if hasattr(module, "resolve_towers"):
+        found = module.resolve_towers(public_name(base), checkpoint, settings, tower)
+    elif tower is None:
+        found = [module.resolve(public_name(base), checkpoint, settings)]
+    else:
+        raise UsageError(f"{base} has no towers: models of the family {family!r} encode one modality.")
+    return [_with_own_settings(backbone, settings) for backbone in found]
+
+
+def _with_own_settings(backbone: Any, settings: BackboneSettings) -> Backbone:
+    """The backbone with those of the settings that have a meaning for its modality."""
     kept = {key: value for key, value in settings.stated().items() if key not in MEANINGLESS[backbone.modality]}
-    own: Backbone = replace(backbone, settings=BackboneSettings(**kept))  # type: ignore[type-var]
+    own: Backbone = replace(backbone, settings=BackboneSettings(**kept))
     return own
 
 
 def with_own(name: str, stated: Mapping[str, Any]) -> dict[str, Any]:
     """Stated settings, and below them the alias's own: what is stated wins."""
-    own = ALIASES[name].settings if name in ALIASES else {}
-    return {**own, **stated}
+    return {**_own(name), **stated}
 
 
 def without_own(name: str, settings: BackboneSettings) -> dict[str, Any]:
     """Settings of a resolved backbone that its user stated: those that its alias does not mean anyway."""
-    own = ALIASES[name].settings if name in ALIASES else {}
+    own = _own(name)
     return {key: value for key, value in settings.stated().items() if key not in own or own[key] != value}
 
 
+def _own(name: str) -> Mapping[str, Any]:
+    base, _ = tower_of(name)
+    return ALIASES[base].settings if base in ALIASES else {}
+
+
+def tower_of(name: str) -> tuple[str, Modality | None]:
+    """``clip-vit-base.image`` is one tower of ``clip-vit-base``; None for any other name, also of a folder."""
+    base, tower = split_tower(name)
+    family, _, checkpoint = name.partition(":")
+    if tower is None or name in ALIASES or (checkpoint and Path(checkpoint).expanduser().exists()):
+        return name, None
+    return (base, tower) if base in ALIASES or family in FAMILIES else (name, None)
+
+
 def split_name(name: str) -> tuple[str, str]:
-    """Family and checkpoint of a name. Raises UnknownNameError with the nearest names."""
+    """Family and checkpoint of a name, without its tower. Raises UnknownNameError with the nearest names."""
+    name, _ = tower_of(name)
     if name in ALIASES:
         return ALIASES[name].family, ALIASES[name].checkpoint
     family, colon, checkpoint = name.partition(":")
@@ -97,6 +129,9 @@ def split_name(name: str) -> tuple[str, str]:
 
 def public_name(name: str) -> str:
     """The name without any folder of this machine: ``hf:./models/mine`` is ``hf:mine``."""
+    base, tower = tower_of(name)
+    if tower is not None:
+        return f"{public_name(base)}.{tower}"
     if name in ALIASES:
         return name
     family, checkpoint = split_name(name)

@@ -19,7 +19,8 @@ from embedcache.provenance import EncoderIdentity, FloatType, Modality
 if TYPE_CHECKING:
     import torch
 
-POOLINGS = ("auto", "cls", "mean", "pooler", "pre-logits")
+POOLINGS = ("auto", "cls", "mean", "cls+mean", "max", "last", "pooler", "pre-logits")
+LAST_LAYER = "last"
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,16 @@ class BackboneSettings:
     """What a user may state about an encoder. Defaults are the checkpoint's own.
 
     weights: a weight file in place of the checkpoint's. revision: branch, tag or commit on the hub.
-    pooling: one of POOLINGS. image_size: pixels, of a square input. value_range: (low, high) of the numbers in an
-    image that is not 8-bit; channels: which of them become red, green and blue (one: all three).
+    layer: ``last``, the number of a layer (``-2``: the one before the last), or several whose vectors are
+    concatenated (``-4,-3,-2,-1``); see ``layer_numbers``. pooling: one of POOLINGS. image_size: pixels, of a square
+    input. value_range: (low, high) of the numbers in an image that is not 8-bit; channels: which of them become red,
+    green and blue (one: all three).
     lowercase: lower-case texts first. prompt: put before every text ("" for none at all). max_length: tokens.
     """
 
     weights: str | None = None
     revision: str | None = None
+    layer: str = LAST_LAYER
     pooling: str = "auto"
     image_size: int | None = None
     value_range: tuple[float, float] | None = None
@@ -45,6 +49,7 @@ class BackboneSettings:
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise UsageError(f"Unknown pooling {self.pooling!r}. Known: {', '.join(POOLINGS)}.")
+        object.__setattr__(self, "layer", canonical_layer(self.layer))
         for name in ("image_size", "max_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -58,6 +63,29 @@ class BackboneSettings:
         """The settings that are not defaults, as JSON."""
         defaults = {item.name: item.default for item in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+
+def canonical_layer(layer: str | int | Sequence[int]) -> str:
+    """The one way to write a choice of layers: ``-1`` alone is ``last``, a list is joined by commas.
+
+    Raises UsageError for anything but whole numbers, and for a layer that is named twice.
+    """
+    text = layer if isinstance(layer, str) else ",".join(map(str, [layer] if isinstance(layer, int) else layer))
+    if text == LAST_LAYER:
+        return text
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        known = "'last', a number such as -2, or several such as -4,-3,-2,-1"
+        raise UsageError(f"layer is {known}; got {text!r}.") from error
+    if len(set(numbers)) < len(numbers):
+        raise UsageError(f"layer names one layer twice: {text!r}.")
+    return LAST_LAYER if numbers == [-1] else ",".join(map(str, numbers))
+
+
+def layer_numbers(layer: str) -> tuple[int, ...]:
+    """The layers of a canonical choice: -1 is the last, 1 the first, 0 what goes into it (embeddings)."""
+    return (-1,) if layer == LAST_LAYER else tuple(int(part) for part in layer.split(","))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +105,13 @@ class Prepared:
 
 
 class Encoder(Protocol):
-    """A frozen encoder on its device."""
+    """A frozen encoder on its device.
+
+    notes: what is worth saying of its loading, such as the weights of a file that were left out.
+    """
 
     device: torch.device
+    notes: tuple[str, ...]
 
     def prepare(self, payloads: Sequence[bytes]) -> list[Prepared | ItemError]:
         """Items' bytes to arrays, on worker threads. A bad item gives its ItemError and stops no other."""

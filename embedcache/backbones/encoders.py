@@ -40,8 +40,10 @@ class ImageEncoder:
         preprocessing: ImagePreprocessing,
         vectors: Callable[[torch.Tensor], torch.Tensor],
         device: str,
+        notes: Sequence[str] = (),
     ) -> None:
         self.device = torch.device(device)
+        self.notes = tuple(notes)
         self.dtype = torch.float32
         self.module = frozen(module, device)
         self._layout = torch.contiguous_format
@@ -106,8 +108,10 @@ class TextEncoder:
         max_length: int,
         lowercase: bool,
         prompt: str,
+        notes: Sequence[str] = (),
     ) -> None:
         self.device = torch.device(device)
+        self.notes = tuple(notes)
         self.module = frozen(module, device)
         self._tokenizer = tokenizer
         self._vectors = vectors
@@ -164,9 +168,3 @@ def readable_text(payload: bytes) -> str | ItemError:
     except UnicodeDecodeError as error:
         return ItemError(f"it is not UTF-8: {error}")
     return text if text.strip() else ItemError("the text is empty")
-
-
-def mean_over_mask(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of the tokens that the mask keeps: (n, tokens, dim) and (n, tokens) to (n, dim), in float32."""
-    weights = mask.unsqueeze(-1).float()
-    return (tokens.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
