@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,20 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
+from typer.testing import CliRunner
 
-from embedcache.backbones import ALIASES, FAMILIES, fetch, resolve, without_own
+from cli import app
+from embedcache.backbones import ALIASES, FAMILIES, fetch, resolve, tower_of, without_own
 from embedcache.backbones.base import Alias, Backbone, BackboneSettings, Encoder, Prepared
-from embedcache.errors import CheckpointError, CheckpointNotFoundError
+from embedcache.backbones.listing import listed, parameters_of
+from embedcache.errors import CheckpointError, CheckpointNotFoundError, UnknownNameError
+from scripts import backbones_page
 from tests.tiny_checkpoints import encoded, picture
 from tests.tiny_hub import (
     HIDDEN,
+    PROJECTED,
     PUBLISHED,
+    Published,
     Sentences,
     Timm,
     Transformer,
@@ -37,7 +45,10 @@ from tests.tiny_hub import (
 
 Vectors = npt.NDArray[np.float32]
 ON_HUB = [name for name, alias in ALIASES.items() if not alias.ships]
-ONE_TOWER = [name for name in ON_HUB if ALIASES[name].modality != "both"]
+TOWERS = [
+    f"{name}{end}" for name in ON_HUB for end in ((".image", ".text") if ALIASES[name].modality == "both" else ("",))
+]
+"""Every encoder that an alias names: of a model for both modalities, each tower."""
 TEXTS = ["a small red bird", "wing", "the blue bird sits on a tree", "red and white and black with a long red beak"]
 PHOTOS = {side: [encoded(picture(side, side, seed=seed)) for seed in range(4)] for side in (32, 64)}
 """Of the size that a tiny model takes, so that two libraries' ways to resize are not what is compared."""
@@ -57,11 +68,15 @@ class Case:
         return ALIASES[self.name]
 
     @property
+    def published(self) -> Published:
+        return PUBLISHED[self.name]
+
+    @property
     def payloads(self) -> list[bytes]:
         if self.backbone.modality == "text":
             return [text.encode() for text in TEXTS]
-        published = PUBLISHED[self.name]
-        return PHOTOS[64 if isinstance(published, Timm) or published.config == "DINOv3ConvNextConfig" else 32]
+        large = isinstance(self.published, Timm) or "convnext" in self.name
+        return PHOTOS[64 if large else 32]
 
     def vectors(self, batch: int = 64) -> Vectors:
         items = [item for item in self.encoder.prepare(self.payloads) if isinstance(item, Prepared)]
@@ -80,11 +95,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield cache
 
 
-@pytest.fixture(scope="module", params=ONE_TOWER)
+@pytest.fixture(scope="module", params=TOWERS)
 def case(request: pytest.FixtureRequest, hub: Path) -> Case:
-    snapshot = lay_out(hub, request.param)
-    backbone = resolve(request.param)
-    return Case(request.param, snapshot, backbone, backbone.load("cpu"))
+    name, _ = tower_of(request.param)
+    snapshot, backbone = lay_out(hub, name), resolve(request.param)
+    return Case(name, snapshot, backbone, backbone.load("cpu"))
 
 
 def close(found: Vectors, expected: Vectors) -> None:
@@ -99,13 +114,12 @@ def close(found: Vectors, expected: Vectors) -> None:
 
 def known(case: Case) -> Vectors:
     """The vectors of a case by its library's own means, an item at a time."""
-    published = PUBLISHED[case.name]
     with torch.inference_mode():
-        if isinstance(published, Timm):
-            return _by_timm(case, published)
-        if isinstance(published, Sentences):
-            return _by_hand(case, published)
-        return _by_transformers(case, published)
+        if isinstance(case.published, Timm):
+            return _by_timm(case, case.published)
+        if isinstance(case.published, Sentences):
+            return _by_hand(case, case.published)
+        return _by_two_towers(case) if case.alias.modality == "both" else _by_transformers(case, case.published)
 
 
 def _by_timm(case: Case, published: Timm) -> Vectors:
@@ -118,7 +132,7 @@ def _by_timm(case: Case, published: Timm) -> Vectors:
     model.load_state_dict(load_file(case.snapshot / "model.safetensors"))
     config = json_of(case.snapshot / "config.json")["pretrained_cfg"]
     transform = create_transform(**resolve_data_config({}, pretrained_cfg=config))
-    pixels = [transform(Image.open(io.BytesIO(photo)).convert("RGB"))[None] for photo in case.payloads]
+    pixels = [transform(photo)[None] for photo in opened(case)]
     return torch.cat([model.forward_head(model.forward_features(one), pre_logits=True) for one in pixels]).numpy()
 
 
@@ -128,13 +142,33 @@ def _by_transformers(case: Case, published: Transformer) -> Vectors:
     if case.backbone.modality == "text":
         return torch.cat([hidden.mean(1) for hidden in _hidden(case, "")]).numpy()
     model = AutoModel.from_pretrained(case.snapshot, dtype=torch.float32).eval()
-    images = [Image.open(io.BytesIO(photo)).convert("RGB") for photo in case.payloads]
-    output = model(**AutoImageProcessor.from_pretrained(case.snapshot)(images, return_tensors="pt"))
+    output = model(**AutoImageProcessor.from_pretrained(case.snapshot)(opened(case), return_tensors="pt"))
     if published.config == "SwinConfig":
         return output.last_hidden_state.mean(1).numpy()
     if published.config == "DINOv3ConvNextConfig":
         return output.pooler_output.numpy()
     return output.last_hidden_state[:, 0].numpy()
+
+
+def _by_two_towers(case: Case) -> Vectors:
+    """Both towers at once, and the features of one; texts padded as each was trained."""
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(case.snapshot, dtype=torch.float32).eval()
+    if case.backbone.modality == "image":
+        processor = AutoImageProcessor.from_pretrained(case.snapshot)
+        output = model.get_image_features(**processor(opened(case), return_tensors="pt"))
+    else:
+        padding = "max_length" if case.name.startswith("siglip") else True
+        tokens = AutoTokenizer.from_pretrained(case.snapshot)(TEXTS, padding=padding, return_tensors="pt")
+        masked = {} if case.name.startswith("siglip") else {"attention_mask": tokens["attention_mask"]}
+        output = model.get_text_features(input_ids=tokens["input_ids"], **masked)
+    vectors: torch.Tensor = output if isinstance(output, torch.Tensor) else output.pooler_output
+    return vectors.numpy()
+
+
+def opened(case: Case) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(photo)).convert("RGB") for photo in case.payloads]
 
 
 def _by_hand(case: Case, published: Sentences) -> Vectors:
@@ -162,6 +196,8 @@ def prompt_of(alias: Alias) -> str:
 
 def tiny_dim(name: str) -> int:
     published = PUBLISHED[name]
+    if name.startswith("clip"):
+        return PROJECTED
     if isinstance(published, Sentences) and published.dense:
         return published.dense[0]
     if isinstance(published, Timm):
@@ -174,7 +210,9 @@ def tiny_dim(name: str) -> int:
 
 
 def test_it_resolves_offline_from_the_hubs_cache(case: Case) -> None:
-    assert (case.backbone.name, case.backbone.modality) == (case.name, case.alias.modality)
+    tower = f".{case.backbone.modality}" if case.alias.modality == "both" else ""
+    assert case.backbone.name == f"{case.name}{tower}"
+    assert tower or case.backbone.modality == case.alias.modality
     family, checkpoint = case.alias.family, case.alias.checkpoint.removeprefix("timm/")
     named = str(case.backbone.record["checkpoint"])
     assert named.startswith(f"{family}:{checkpoint.split('.')[0]}")
@@ -203,28 +241,31 @@ def test_it_is_frozen_and_in_evaluation(case: Case) -> None:
     assert {weight.dtype for weight in module.parameters()} == {torch.float32}
 
 
-def test_texts_may_be_as_long_as_the_table_says(case: Case) -> None:
-    if case.backbone.modality == "image":
-        pytest.skip("an image encoder")
-    assert case.alias.input == f"{case.backbone.identity.preprocessing['max_length']} tokens"
+@pytest.mark.parametrize(
+    "name",
+    [name for name in TOWERS if name.endswith(".text") or getattr(ALIASES.get(name), "modality", "") == "text"],
+)
+def test_texts_may_be_as_long_as_the_table_says(name: str, hub: Path) -> None:
+    alias = tower_of(name)[0]
+    lay_out(hub, alias)
+    backbone = resolve(name)
+    assert backbone.modality == "text"
+    assert ALIASES[alias].input.endswith(f"{backbone.identity.preprocessing['max_length']} tokens")
 
 
-def test_no_other_alias_has_its_fingerprint(case: Case, identities: dict[str, str]) -> None:
-    identity = json.dumps(case.backbone.identity.__dict__, sort_keys=True, default=str)
-    assert not [name for name, other in identities.items() if other == identity and name != case.name]
-    identities[case.name] = identity
+def test_no_two_have_one_fingerprint(hub: Path) -> None:
+    whose: dict[str, str] = {}
+    for name in TOWERS:
+        lay_out(hub, tower_of(name)[0])
+        identity = json.dumps(asdict(resolve(name).identity), sort_keys=True)
+        assert whose.setdefault(identity, name) == name
 
 
-@pytest.fixture(scope="module")
-def identities() -> dict[str, str]:
-    """Of the cases so far."""
-    return {}
-
-
-@pytest.mark.parametrize("name", ONE_TOWER)
+@pytest.mark.parametrize("name", TOWERS)
 def test_missing_weights_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    missing = without_one(lay_out(tmp_path, name))
+    alias, tower = tower_of(name)
+    missing = without_one(lay_out(tmp_path, alias), {None: "", "image": "vision_model.", "text": "text_model."}[tower])
     with pytest.raises(CheckpointError, match=missing.rpartition(".")[0].rpartition(".")[2]):
         resolve(name).load("cpu")
 
@@ -246,7 +287,7 @@ def test_real_dims_and_parameters_are_those_of_the_table(name: str) -> None:
 HIDDEN_OF_DISTILBERT = 768
 
 
-def real_dims(model: Any, published: Timm | Transformer | Sentences, alias: Alias) -> set[int]:
+def real_dims(model: Any, published: Published, alias: Alias) -> set[int]:
     """The widths of what a real model gives for inputs as large as the table says; of both towers where it has two."""
     side = int(alias.input.split()[0])
     pixels, ids = torch.empty(1, 3, side, side), torch.zeros(1, 4, dtype=torch.int64)
@@ -263,7 +304,7 @@ def real_dims(model: Any, published: Timm | Transformer | Sentences, alias: Alia
     return {model(input_ids=ids).last_hidden_state.shape[-1]}
 
 
-def pooler_of_texts(name: str, published: Timm | Transformer | Sentences) -> bool:
+def pooler_of_texts(name: str, published: Published) -> bool:
     """A pooler that is not used, as the table counts none."""
     return not isinstance(published, Timm) and name.startswith("pooler.")
 
@@ -349,3 +390,51 @@ def test_an_aliass_own_settings_hold_unless_the_user_says_otherwise(hub: Path) -
         {"prompt": ""},
         {},
     ]
+
+
+# ---------------------------------------------------------------- the listing and its page
+
+
+def test_the_listing_says_what_is_here(hub: Path) -> None:
+    snapshot = lay_out(hub, "bert-spanish")
+    here, shipped, both = (one.to_dict() for one in listed(["bert-spanish", "demo-text", "clip-base"]))
+    assert (here["here"], here["folder"]) == (True, str(snapshot))
+    assert (shipped["here"], shipped["checkpoint"]) == (True, "")
+    assert both["modality"] == "both"
+    with pytest.raises(UnknownNameError, match="Did you mean 'bert'"):
+        listed(["brt"])
+
+
+def test_the_command_lists_every_alias_in_80_columns(hub: Path) -> None:
+    shown = CliRunner().invoke(app, ["backbones"]).output
+    assert max(map(len, shown.splitlines())) <= 80
+    document = json.loads(CliRunner().invoke(app, ["backbones", "--json"]).output)
+    assert list(document) == list(ALIASES)
+    for name, alias in ALIASES.items():
+        line = next(line for line in shown.splitlines() if line.split()[:1] == [name])
+        assert line.split()[1:3] == [str(alias.dim), parameters_of(alias)]
+        assert alias.licence in line
+        assert alias.ships or f"{alias.family}:{alias.checkpoint}" in shown
+    assert shown.count("gated\n") == sum(alias.gated for alias in ALIASES.values())
+
+
+def test_one_alias_is_shown_with_its_prompts(hub: Path) -> None:
+    shown = CliRunner().invoke(app, ["backbones", "multilingual-e5-base", "qwen3-embedding"]).output
+    assert "--prompt 'passage: '" in shown
+    assert r"relevant passages that answer the query\nQuery:'" in shown
+    assert "python cli.py fetch qwen3-embedding" in shown
+
+
+def test_listing_needs_no_model_library() -> None:
+    code = (
+        "import sys; from embedcache.backbones.listing import listed; assert listed();"
+        "print([name for name in ('torch', 'timm', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_page_has_the_table_of_aliases() -> None:
+    page = backbones_page.PAGE.read_text(encoding="utf-8")
+    assert backbones_page.tables() in page
+    assert page == backbones_page.written(page), "run: python -m scripts.backbones_page"

@@ -399,7 +399,9 @@ def _of_bytes(kind: str, special: list[str], *, ends: bool = False) -> Callable[
     return lambda folder, tokens: getattr(transformers, kind)(vocab=ids, merges=[], model_max_length=tokens)
 
 
-def _of_pieces(kind: str, special: list[str], *, scored: bool = True, model: str = "") -> Callable[[Path, int], Any]:
+def _of_pieces(
+    kind: str, special: list[str], *, scored: bool = True, model: str = "", **options: Any
+) -> Callable[[Path, int], Any]:
     """A SentencePiece vocabulary. model: a file of its own that stands beside ``tokenizer.json`` and is not needed."""
     letters = "▁abcdefghijklmnopqrstuvwxyz"
     scores = [*((name, 0.0) for name in special), *((f"▁{word.lower()}", -2.0) for word in dict.fromkeys(WORDS))]
@@ -409,7 +411,7 @@ def _of_pieces(kind: str, special: list[str], *, scored: bool = True, model: str
     def make(folder: Path, tokens: int) -> Any:
         if model:
             (folder / model).write_bytes(b"no library here reads this")
-        return getattr(transformers, kind)(vocab=vocabulary, model_max_length=tokens)
+        return getattr(transformers, kind)(vocab=vocabulary, model_max_length=tokens, **options)
 
     return make
 
@@ -438,7 +440,9 @@ VOCABULARIES: dict[str, Callable[[Path, int], Any]] = {
     "Qwen3Config": _with_end(_of_bytes("Qwen2Tokenizer", ["<|endoftext|>"])),
     "AlbertConfig": _of_pieces("AlbertTokenizer", ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"], model="spiece.model"),
     "XLMRobertaConfig": _of_pieces("XLMRobertaTokenizer", _BYTES[:4], model="sentencepiece.bpe.model"),
-    "SiglipConfig": _of_pieces("GemmaTokenizer", ["<pad>", "<eos>", "<bos>", "<unk>"], scored=False),
+    "SiglipConfig": _of_pieces(
+        "GemmaTokenizer", ["<pad>", "<eos>", "<bos>", "<unk>"], scored=False, padding_side="right"
+    ),
     "ModernBertConfig": lambda folder, tokens: write_tokenizer(folder, max_length=tokens),
 }
 
@@ -471,12 +475,13 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     return loaded
 
 
-def without_one(snapshot: Path) -> str:
-    """Take the largest tensor that is used out of a checkpoint's weight file; its name."""
+def without_one(snapshot: Path, part: str = "") -> str:
+    """Take the largest tensor that is used, of a part of the model, out of a checkpoint's weight file; its name."""
     file = next(path for name in ("model.safetensors", "pytorch_model.bin") if (path := snapshot / name).exists())
     tensors = read_tensors(file)
     heads = ("pooler", "classifier", "cls", "lm_head", "predictions", "head.fc", "head", "fc")
-    used = [name for name in tensors if not any(name.startswith(f"{head}.") or f".{head}." in name for head in heads)]
+    own = [name for name in tensors if part in name]
+    used = [name for name in own if not any(name.startswith(f"{head}.") or f".{head}." in name for head in heads)]
     largest = max(used, key=lambda name: tensors[name].numel())
     target = file.resolve()
     file.unlink()
