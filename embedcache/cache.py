@@ -372,7 +372,10 @@ def _stated(file: FeatureFile) -> str:
 
 def _flag(key: str, value: Any) -> str:
     option = f" --{key.replace('_', '-')}"
-    return option if value is True else f"{option} {shlex.quote(_option_text(value))}"
+    if value is True:
+        return option
+    text = shlex.quote(_option_text(value))
+    return f"{option}={text}" if text.startswith("-") else f"{option} {text}"
 
 
 def _option_text(value: Any) -> str:

@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor
 from transformers.image_utils import load_image
 
 from embedcache.backbones.base import BackboneSettings
-from embedcache.backbones.hf_family import preprocessing_of as of_folder
+from embedcache.backbones.hf_images import preprocessing_of as of_folder
 from embedcache.backbones.images import ImagePreprocessing, stated
 from embedcache.backbones.timm_family import preprocessing_of as of_config
 from embedcache.errors import CheckpointError, ItemError, UsageError
@@ -162,6 +162,18 @@ def test_exif_rotation_is_followed_as_each_library_does(tmp_path: Path, kind: st
     assert as_transformers.shape == (3, 64, 48)
     np.testing.assert_array_equal(replace(AS_IT_IS, exif=True)(payload).array, as_transformers)
     np.testing.assert_array_equal(AS_IT_IS(payload).array, as_timm)
+
+
+@pytest.mark.parametrize("tag", range(9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_rotation_is_followed_with_a_value_range_too(tag: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = tag
+    payload = encoded(picture(48, 64), kind, exif=exif)
+    plain = replace(AS_IT_IS, exif=True)
+    np.testing.assert_array_equal(replace(plain, value_range=(0.0, 255.0))(payload).array, plain(payload).array)
+    as_stored = replace(AS_IT_IS, value_range=(0.0, 255.0))(payload).array
+    np.testing.assert_array_equal(as_stored, AS_IT_IS(payload).array)
 
 
 def test_timm_does_not_rotate_and_transformers_does(tmp_path: Path) -> None:

@@ -88,6 +88,14 @@ def test_a_dry_run_of_a_grid_only_tells(birds: Path, work: Path) -> None:
     assert not (work / "runs").exists()
 
 
+@pytest.mark.parametrize(("layer", "dim"), [("-2", 128), ("-2,-1", 256), ("1", 128)])
+def test_layers_are_numbers_with_commas_between_them(birds: Path, work: Path, layer: str, dim: int) -> None:
+    options = ["--backbone", "demo-text", "--layer", layer, "--pooling", "mean", "--json", "--cache", work / "cache"]
+    done = call("extract", "--data", birds / "data", *options)
+    assert done.exit_code == 0, done.output
+    assert [(one["backbone"], one["dim"]) for one in json.loads(done.stdout)] == [("demo-text", dim)]
+
+
 def test_missing_features_are_answered_with_the_command_and_extracted_on_request(birds: Path, work: Path) -> None:
     cache = work / "cache"
     call("extract", "--data", birds / "data", "--backbone", "demo-image", "--cache", cache)

@@ -78,6 +78,67 @@ def image_checkpoint(folder: Path, kind: str = "vit", *, pooler: bool = True, se
     return folder
 
 
+_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+_VIT: dict[str, Any] = {**SIZES, "image_size": 32, "patch_size": 8}
+_BERT: dict[str, Any] = {**SIZES, "vocab_size": len(VOCABULARY), "max_position_embeddings": 32, "pad_token_id": 0}
+_STAGES: dict[str, Any] = {"hidden_sizes": [8, 12, 16, 16], "depths": [1, 1, 1, 1]}
+TINY: dict[str, dict[str, Any]] = {
+    **{name: {**_BERT, **_DROPOUT} for name in ("bert", "roberta", "xlm-roberta", "camembert", "mpnet", "electra")},
+    "albert": {**_BERT, **_DROPOUT, "embedding_size": 8},
+    "deberta-v2": {**_BERT, **_DROPOUT, "relative_attention": True, "position_buckets": 8, "type_vocab_size": 0},
+    "distilbert": {
+        "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "vocab_size": len(VOCABULARY),
+        "max_position_embeddings": 32, "pad_token_id": 0, "dropout": 0.5, "attention_dropout": 0.5,
+    },
+    "modernbert": {**_BERT, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
+    "qwen3": {**_BERT, "num_key_value_heads": 1, "head_dim": 8, "bos_token_id": 2, "eos_token_id": 3},
+    "clip_text_model": {**_BERT, "bos_token_id": 2, "eos_token_id": 3},
+    **{name: {**_VIT, **_DROPOUT} for name in ("vit", "deit", "dinov2", "beit")},
+    "dinov2_with_registers": {**_VIT, **_DROPOUT, "num_register_tokens": 2},
+    "dinov3_vit": {**_VIT, "num_register_tokens": 2},
+    "dinov3_convnext": _STAGES,
+    "clip_vision_model": _VIT, "siglip_vision_model": _VIT,
+    "convnext": _STAGES, "convnextv2": _STAGES,
+    "swin": {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+    "swinv2": {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+    "resnet": {**_STAGES, "embedding_size": 8, "layer_type": "basic"},
+    "regnet": {**_STAGES, "embedding_size": 8, "groups_width": 4},
+    "mobilenet_v2": {"depth_multiplier": 0.1, "image_size": 32},
+    "efficientnet": {
+        "width_coefficient": 0.5, "image_size": 32, "hidden_dim": 640, "kernel_sizes": [3, 3], "in_channels": [32, 16],
+        "out_channels": [16, 24], "strides": [1, 2], "num_block_repeats": [1, 1], "expand_ratios": [1, 6],
+    },
+}  # fmt: skip
+"""A tiny configuration for each ``model_type`` of transformers that has a pooling of its own here."""
+
+
+def typed_checkpoint(folder: Path, model_type: str, seed: int = 0) -> Path:
+    """A checkpoint of any type in TINY, with the processor or the tokenizer that it takes."""
+    config = transformers.CONFIG_MAPPING[model_type](**TINY[model_type])
+    randomize(transformers.AutoModel.from_config(config), seed).save_pretrained(folder)
+    if "image_size" in TINY[model_type] or "depths" in TINY[model_type]:
+        write_json(folder / "preprocessor_config.json", VIT_PROCESSOR)
+    else:
+        write_tokenizer(folder)
+    return folder
+
+
+def tower_checkpoint(folder: Path, kind: str = "clip", seed: int = 0) -> Path:
+    """A CLIP or a SigLIP: two towers of other widths and depths, image processor and tokenizer."""
+    text = {**_BERT, "bos_token_id": 2, "eos_token_id": 3, "max_position_embeddings": 16}
+    vision = {**_VIT, "hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2}
+    if kind == "clip":
+        config: Any = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=10)
+        model: Any = transformers.CLIPModel(config)
+    else:
+        config = transformers.SiglipConfig(text_config={**text, "projection_size": 12}, vision_config=vision)
+        model = transformers.SiglipModel(config)
+    randomize(model, seed).save_pretrained(folder)
+    write_json(folder / "preprocessor_config.json", VIT_PROCESSOR)
+    write_tokenizer(folder, max_length=16)
+    return folder
+
+
 def sentence_checkpoint(folder: Path, *, kind: str = "bert", **own: Any) -> Path:
     """A sentence-transformers folder: transformer, mean pooling, normalisation. own: of its first module."""
     text_checkpoint(folder, kind)

@@ -122,6 +122,8 @@ def split_name(name: str) -> tuple[str, str]:
     if colon and checkpoint and family in FAMILIES:
         return family, checkpoint
     hint = f"Or name any checkpoint as {', '.join(f'{known}:NAME' for known in FAMILIES)}."
+    if colon and family in FAMILIES:
+        raise UsageError(f"{name!r} names no checkpoint: write {family}:NAME or {family}:./FOLDER.")
     if colon:
         raise UnknownNameError(f"Unknown family {family!r} in {name!r}. Known: {', '.join(nearest(family, FAMILIES))}.")
     raise unknown_name("backbone", name, ALIASES, hint)

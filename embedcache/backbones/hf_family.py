@@ -41,6 +41,12 @@ AUTO_POOLING = {
 OF_THE_LAST_LAYER = ("pooler", "pre-logits", "projection")
 """What is made of the last layer alone."""
 
+NO_ENCODERS = {
+    "vit_mae": "it hides most of a photo at random, each time anew; timm has its encoder (vit_base_patch16_224.mae)",
+    "siglip2": "it keeps each photo's shape (NaFlex); SigLIP 2 of a fixed resolution gives one vector an item",
+}
+"""Types that cannot give one vector an item, and why."""
+
 NEUTRAL_CONFIG = frozenset({
     "_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache",
     "id2label", "label2id", "num_labels", "problem_type", "output_attentions", "output_hidden_states", "return_dict",
@@ -172,8 +178,8 @@ class HfBackbone:
             return {key: value for key, value in self.config.items() if key not in NEUTRAL_CONFIG}
         found = {key: self.config[key] for key in ("model_type", "projection_dim") if key in self.config}
         for key in (self.tower.config, f"{self.tower.config}_dict"):  # old files have both, and the second one wins
-            part = self.config.get(key) or {}
-            found[key] = {name: value for name, value in part.items() if name not in NEUTRAL_CONFIG}
+            if part := self.config.get(key):
+                found[key] = {name: value for name, value in part.items() if name not in NEUTRAL_CONFIG}
         return found
 
     def _preprocessing(self) -> dict[str, Any]:
@@ -470,6 +476,8 @@ def resolve_towers(name: str, checkpoint: str, settings: BackboneSettings, tower
     common = (settings, found.folder, found.name, found.commit, config)
     local = checkpoints.is_local(checkpoint)
     model_type = str(config.get("model_type"))
+    if model_type in NO_ENCODERS:
+        raise CheckpointError(f"{name} is a {model_type!r}, and that is no encoder: {NO_ENCODERS[model_type]}.")
     if model_type in TOWERS:
         return [
             HfBackbone(f"{name}.{one.modality}", *common, one.modality, one, local)
@@ -499,10 +507,9 @@ def _modality(folder: Path, name: str, model_type: str) -> Modality:
     image = any((folder / file).exists() for file in ("preprocessor_config.json", "processor_config.json"))
     text = any((folder / file).exists() for file in TOKENIZER_FILES)
     if image and text:
-        known = ", ".join(TOWERS)
         raise CheckpointError(
             f"{name} has an image processor and a tokenizer, and a {model_type!r} is no model with two towers that is "
-            f"known here ({known}; of SigLIP 2 those of a fixed resolution)."
+            f"known here ({', '.join(TOWERS)})."
         )
     if not image and not text:
         raise CheckpointError(f"{name}: {folder} has neither preprocessor_config.json nor a tokenizer.")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from embedcache.backbones.base import BackboneSettings, Prepared
 from embedcache.errors import ItemError, UsageError
@@ -41,7 +41,8 @@ class ImagePreprocessing:
     shortest_edge: pixels of the shorter side after resizing (aspect kept); or size: (height, width), squashed.
     crop: (height, width) of the centre crop, its corner rounded to the nearest pixel or down.
     mean, std: per channel, on values in [0, 1] (after ``scale``).
-    exif: turn the image upright as its EXIF tag says (transformers does, timm does not).
+    exif: turn the image upright as its EXIF tag says (transformers does, timm does not); a TIFF with a value range
+    stays as it is stored.
     """
 
     interpolation: str
@@ -87,6 +88,8 @@ class ImagePreprocessing:
     def _stated_planes(self, payload: bytes) -> list[Image.Image]:
         """One float plane per stated channel, scaled so that the value range becomes [0, 255]."""
         pixels = read_pixels(payload)
+        if self.exif:
+            pixels = upright(pixels, payload)
         channels = self.channels or tuple(range(pixels.shape[2]))
         if len(channels) not in (1, 3) or max(channels) >= pixels.shape[2]:
             raise ItemError(f"it has {pixels.shape[2]} channels: state one or three of them with --channels")
@@ -207,6 +210,26 @@ def read_pixels(payload: bytes) -> npt.NDArray[Any]:
     if pixels.shape[0] <= 16 < min(pixels.shape[1:]):
         pixels = pixels.transpose(1, 2, 0)
     return pixels
+
+
+TURNED = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
+}
+"""What makes pixels (height, width, channels) upright, by EXIF's tag for orientation (CIPA DC-008, 4.6.4)."""
+
+
+def upright(pixels: npt.NDArray[Any], payload: bytes) -> npt.NDArray[Any]:
+    """Raw pixels turned as the file's EXIF tag says. A TIFF's are left alone: Pillow and tifffile differ on them."""
+    if payload[:4] in TIFF_STARTS:
+        return pixels
+    tag = Image.open(io.BytesIO(payload), formats=_formats()).getexif().get(ExifTags.Base.Orientation, 1)
+    return TURNED[tag](pixels) if tag in TURNED else pixels
 
 
 def _read_tiff(payload: bytes) -> npt.NDArray[Any]:

@@ -71,9 +71,16 @@ def fit(tensors: Mapping[str, torch.Tensor], expected: Shapes) -> Fitted:
     """
     prefix = wrapper_of(tensors, expected)
     below = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    kept = {name: one for name, one in below.items() if name in expected or name.split(".")[0] not in CLASSIFIERS}
+    tops = {name.split(".")[0] for name in expected}
+    kept = {name: one for name, one in below.items() if name in expected or not _comes_after(name, tops)}
     left_out = [name for name in tensors if not (name.startswith(prefix) and name.removeprefix(prefix) in kept)]
     return Fitted(kept, prefix, tuple(left_out))
+
+
+def _comes_after(name: str, tops: set[str]) -> bool:
+    """Whether a weight is a classifier's, and none inside of the network (a block's ``fc``)."""
+    top = name.split(".")[0]
+    return top in CLASSIFIERS or (top not in tops and is_classifier(name))
 
 
 def is_classifier(name: str) -> bool:
@@ -116,7 +123,7 @@ def note_of(name: str, fitted: Fitted) -> tuple[str, ...]:
     return (f"weights of {name}: {'; '.join(said)}",) if said else ()
 
 
-def listed(names: Sequence[str], most: int = 6) -> str:
+def listed(names: Sequence[str], most: int = 4) -> str:
     """The first few of many names."""
     return ", ".join(names[:most]) + (f", … {len(names) - most} more" if len(names) > most else "")
 
@@ -125,9 +132,9 @@ def describe(tensors: Mapping[str, torch.Tensor]) -> str:
     """In a sentence or two, what a file of weights is, as far as names and shapes tell."""
     have = shapes(tensors)
     facts = [f"The file holds {len(have)} tensors ({listed(list(have), 3)})"]
-    first = next((shape for shape in have.values() if len(shape) == 4), None)
+    first = next((shape for shape in have.values() if len(shape) == 4 and shape[1] == 3), None)
     if first is not None:
-        facts.append(f"its first convolution goes from {first[1]} to {first[0]} channels, {first[2]} × {first[3]}")
+        facts.append(f"its first convolution goes from 3 to {first[0]} channels, {first[2]} × {first[3]}")
     if classes := _classifier(have):
         facts.append(f"its classifier {classes[0]} tells {classes[1]} classes from {classes[2]} numbers")
     looks = looks_like(have)

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from embedcache.backbones.base import LAST_LAYER, BackboneSettings, layer_number
 from embedcache.backbones.checkpoints import Checkpoint
 from embedcache.backbones.images import RESAMPLING, ImagePreprocessing, stated
 from embedcache.backbones.poolings import OF_IMAGES, concatenated, place_of, pool_patches
-from embedcache.backbones.statedicts import Fitted
+from embedcache.backbones.statedicts import Fitted, Shapes
 from embedcache.errors import CheckpointError, CheckpointNotFoundError, UnknownNameError, UsageError, unknown_name
 from embedcache.provenance import EncoderIdentity, Modality
 
@@ -182,8 +182,13 @@ def _like(*names: str) -> list[str]:
     return list(dict.fromkeys([*near, *COMMON]))
 
 
+@cache
+def _plain_shapes(architecture: str) -> Shapes:
+    return _shapes_of(architecture, {})
+
+
 def _fits(tensors: Mapping[str, torch.Tensor], architecture: str) -> bool:
-    expected = _shapes_of(architecture, {})
+    expected = _plain_shapes(architecture)
     return not statedicts.misfits(statedicts.fit(tensors, expected).tensors, expected)
 
 
@@ -198,8 +203,8 @@ def _vectors(model: Any, pooling: str, layer: str, name: str) -> Callable[[torch
     def vectors(pixels: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = model.forward_features(pixels)
         if pooling == "pre-logits":
-            logits_of: torch.Tensor = model.forward_head(features, pre_logits=True)
-            return logits_of.float()
+            penultimate: torch.Tensor = model.forward_head(features, pre_logits=True)
+            return penultimate.float()
         if features.ndim == 4:
             return pool_patches(features, None, pooling, name, channels_last=channels_last)
         return pool_patches(features[:, prefix:], features[:, 0] if has_class else None, pooling, name)
