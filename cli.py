@@ -821,7 +821,8 @@ def _list_backbones(found: Sequence[Listed]) -> None:
                 _echo(", ".join(note for note in notes if note), "    ")
         typer.echo("")
     _echo(
-        "M: millions of parameters. gated: its terms must be accepted on the hub first. One in full: backbones NAME. "
+        "M: millions of parameters. gated: its terms must be accepted on the hub first. Images and texts: NAME means "
+        "both towers, NAME.image or NAME.text one. One in full: backbones NAME. "
         "Files that are not here: fetch NAME. Any other checkpoint: timm:NAME, hf:NAME, st:NAME, hf:./FOLDER."
     )
 

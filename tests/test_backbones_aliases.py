@@ -13,7 +13,6 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -22,10 +21,11 @@ from typer.testing import CliRunner
 
 from cli import app
 from embedcache.backbones import ALIASES, FAMILIES, fetch, resolve, tower_of, without_own
-from embedcache.backbones.base import Alias, Backbone, BackboneSettings, Encoder, Prepared
+from embedcache.backbones.base import Alias, Backbone, BackboneSettings, Encoder
 from embedcache.backbones.listing import listed, parameters_of
 from embedcache.errors import CheckpointError, CheckpointNotFoundError, UnknownNameError
 from scripts import backbones_page
+from tests.backbone_helpers import Vectors, as_bytes, prepared
 from tests.tiny_checkpoints import encoded, picture
 from tests.tiny_hub import (
     HIDDEN,
@@ -43,7 +43,6 @@ from tests.tiny_hub import (
     without_one,
 )
 
-Vectors = npt.NDArray[np.float32]
 ON_HUB = [name for name, alias in ALIASES.items() if not alias.ships]
 TOWERS = [
     f"{name}{end}" for name in ON_HUB for end in ((".image", ".text") if ALIASES[name].modality == "both" else ("",))
@@ -74,13 +73,12 @@ class Case:
     @property
     def payloads(self) -> list[bytes]:
         if self.backbone.modality == "text":
-            return [text.encode() for text in TEXTS]
+            return as_bytes(TEXTS)
         large = isinstance(self.published, Timm) or "convnext" in self.name
         return PHOTOS[64 if large else 32]
 
     def vectors(self, batch: int = 64) -> Vectors:
-        items = [item for item in self.encoder.prepare(self.payloads) if isinstance(item, Prepared)]
-        assert len(items) == len(self.payloads)
+        items = prepared(self.encoder, self.payloads)
         parts = [self.encoder.forward(items[start : start + batch]) for start in range(0, len(items), batch)]
         return torch.cat(parts).numpy()
 
@@ -418,7 +416,8 @@ def test_the_command_lists_every_alias_in_80_columns(hub: Path) -> None:
     assert shown.count("gated\n") == sum(alias.gated for alias in ALIASES.values())
 
 
-def test_one_alias_is_shown_with_its_prompts(hub: Path) -> None:
+def test_one_alias_is_shown_with_its_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     shown = CliRunner().invoke(app, ["backbones", "multilingual-e5-base", "qwen3-embedding"]).output
     assert "--prompt 'passage: '" in shown
     assert r"relevant passages that answer the query\nQuery:'" in shown

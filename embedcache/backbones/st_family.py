@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedcache.backbones import checkpoints
-from embedcache.backbones.base import BackboneSettings
+from embedcache.backbones.base import LAST_LAYER, BackboneSettings
 from embedcache.backbones.hf_family import NEUTRAL_CONFIG, position_limit, quiet_progress, tokenizer_digests
 from embedcache.errors import CheckpointError, UsageError
 from embedcache.provenance import EncoderIdentity, Modality
@@ -194,6 +194,8 @@ def resolve(name: str, checkpoint: str, settings: BackboneSettings) -> StBackbon
     """A sentence-transformers backbone by hub name or local folder."""
     if settings.pooling != "auto":
         raise UsageError(f"{name}: sentence-transformers models bring their own pooling; leave --pooling out.")
+    if settings.layer != LAST_LAYER:
+        raise UsageError(f"{name}: sentence-transformers models pool their last layer; leave --layer out, or use hf:.")
     if settings.weights is not None:
         raise UsageError(f"{name}: --weights is not for sentence-transformers; give a folder: st:./FOLDER.")
     found = checkpoints.find(checkpoint, settings.revision, name)
