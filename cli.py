@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from embedcache.backbones.listing import Listed
     from embedcache.cache import FileSummary
     from embedcache.extraction import Extraction
     from embedcache.housekeeping import LeftOver
@@ -170,7 +171,9 @@ def extract(
     value_range: Annotated[str | None, typer.Option(help="LOW,HIGH of pixels that are not 8-bit.")] = None,
     channels: Annotated[str | None, typer.Option(help="One or three channel numbers, such as 3,2,1.")] = None,
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Lower-case texts first.")] = False,
-    prompt: Annotated[str, typer.Option(help="Put before every text.")] = "",
+    prompt: Annotated[
+        str | None, typer.Option(help="Put before every text; '' for none (aliases can have one).")
+    ] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     min_count: Annotated[int, typer.Option(help="words: how often a word must occur to have an id.")] = 1,
     max_words: Annotated[int | None, typer.Option(help="words: how many have an id at most.")] = None,
@@ -789,21 +792,73 @@ def doctor(cache: CacheOption = Path("cache"), as_json: JsonOption = False) -> N
 
 
 @app.command()
-def backbones(as_json: JsonOption = False) -> None:
-    """List the aliases of backbones."""
-    from dataclasses import asdict
+def backbones(
+    names: Annotated[list[str] | None, typer.Argument(help="Aliases to show in full; default: list all.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the aliases of backbones: what each is, and whether its files are on this machine."""
+    from embedcache.backbones.listing import listed
 
-    from embedcache.backbones import ALIASES
-
+    found = listed(names or ())
     if as_json:
-        _print_json({name: asdict(alias) for name, alias in ALIASES.items()})
-        return
-    table = _table("alias", "what", "dim", "M", "checkpoint", right=("dim", "M"))
-    for name, one in ALIASES.items():
-        checkpoint = "ships with embedcache" if one.checkpoint.startswith("/") else f"{one.family}:{one.checkpoint}"
-        table.add_row(name, one.modality, str(one.dim), f"{one.parameters:.3g}", checkpoint)
-    _show(table)
-    typer.echo("M: millions of parameters. Any other checkpoint: timm:NAME, hf:NAME, st:NAME, hf:./FOLDER.")
+        _print_json({one.name: one.to_dict() for one in found})
+    elif names:
+        for one in found:
+            _show_backbone(one)
+    else:
+        _list_backbones(found)
+
+
+def _list_backbones(found: Sequence[Listed]) -> None:
+    """Two lines an alias, in groups of a modality: the figures, then the checkpoint and who used it."""
+    from embedcache.backbones.listing import TITLES, parameters_of
+
+    for modality, title in TITLES.items():
+        header = f"{title:<21} {'dims':>5} {'M':>5}  {'input':<17} {'licence':<14} here"
+        typer.echo(f"{header}\n{'─' * 80}")
+        for one in found:
+            if one.alias.modality == modality:
+                alias, here = one.alias, "yes" if one.folder else "no"
+                figures = f"{one.name:<21} {alias.dim:>5} {parameters_of(alias):>5}  {alias.input:<17}"
+                notes = [one.checkpoint or "comes with embedcache", alias.used_by, "gated" if alias.gated else ""]
+                typer.echo(f"{figures} {alias.licence:<14} {here}")
+                _echo(", ".join(note for note in notes if note), "    ")
+        typer.echo("")
+    _echo(
+        "M: millions of parameters. gated: its terms must be accepted on the hub first. Images and texts: NAME means "
+        "both towers, NAME.image or NAME.text one. One in full: backbones NAME. "
+        "Files that are not here: fetch NAME. Any other checkpoint: timm:NAME, hf:NAME, st:NAME, hf:./FOLDER."
+    )
+
+
+def _show_backbone(one: Listed) -> None:
+    """All that is known of one alias, a line each."""
+    from embedcache.backbones.listing import parameters_of
+
+    alias = one.alias
+    facts = {
+        "checkpoint": one.checkpoint or "comes with embedcache",
+        "encodes": {"image": "images", "text": "texts"}.get(alias.modality, "images and texts, in one space"),
+        "dims": alias.dim,
+        "parameters": f"{parameters_of(alias)} million",
+        "licence": alias.licence + (", gated: accept its terms on the hub first" if alias.gated else ""),
+        "input": alias.input,
+        "prompt": f"{_quoted(alias.settings['prompt'])}, where --prompt says no other"
+        if "prompt" in alias.settings
+        else "",
+        **{f"  for a {purpose}": f"--prompt {_quoted(text)}" for purpose, text in alias.prompts.items()},
+        "used by": alias.used_by,
+        "files": one.folder or f"not here; where there is a network: python cli.py fetch {one.name}",
+    }
+    typer.echo(one.name)
+    for key, value in facts.items():
+        if value:
+            typer.echo(f"  {key:<15} {value}")
+
+
+def _quoted(text: str) -> str:
+    """A text as a shell takes it; with a line break, as bash and zsh do."""
+    return shlex.quote(text) if "\n" not in text else "$'" + text.replace("'", "\\'").replace("\n", "\\n") + "'"
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Final
 
 BENCHMARKS: Final = {
     "extract_speed": "benchmarks.extract_speed",
+    "text_speed": "benchmarks.text_speed",
     "read_speed": "benchmarks.read_speed",
     "grid_speed": "benchmarks.grid_speed",
     "memory": "benchmarks.memory",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.backbones import resolve, split_name, tower_of
+from embedcache.backbones import resolve, split_name, tower_of, with_own
 from embedcache.backbones.base import Backbone, BackboneSettings
 from embedcache.engines.base import Work
 from embedcache.engines.local import LocalEngine
@@ -88,7 +88,7 @@ def _resolved(reference: EncoderReference, checkpoint: str | None) -> Backbone:
         if Path(checkpoint).expanduser().is_dir():
             tower = tower_of(reference.backbone)[1]
             folder = f"{split_name(reference.backbone)[0]}:{checkpoint}{f'.{tower}' if tower else ''}"
-            return resolve(folder, BackboneSettings(**settings))
+            return resolve(folder, BackboneSettings(**with_own(reference.backbone, settings)))
         return resolve(reference.backbone, BackboneSettings(**settings, weights=checkpoint))
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(

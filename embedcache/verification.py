@@ -456,7 +456,7 @@ def _split_again(dataset: CachedDataset, file: TokenFile, again: Again) -> Found
 
 def _resolved(file: FeatureFile, named: str | None, weights: str | None) -> Backbone:
     """The encoder that a file's record names, or the one that is said. Raises UsageError where it is not here."""
-    from embedcache.backbones import resolve
+    from embedcache.backbones import resolve, with_own
     from embedcache.backbones.base import BackboneSettings
 
     record = file.record
@@ -464,6 +464,7 @@ def _resolved(file: FeatureFile, named: str | None, weights: str | None) -> Back
     settings = record.get("settings")
     stated: dict[str, Any] = dict(settings) if isinstance(settings, dict) else {}
     stated = {key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()}
+    stated = with_own(str(record.get("backbone")), stated)
     revision = record.get("commit") if named is None else None
     try:
         return resolve(name, BackboneSettings(revision=revision, weights=weights, **stated))

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from embedcache import items as item_states
 from embedcache import store
-from embedcache.backbones import slug
+from embedcache.backbones import slug, without_own
 from embedcache.errors import AllItemsFailedError, DamagedFileError, ItemError
 from embedcache.failures import append_failures, keep_failures
 from embedcache.files import sync_folder
@@ -275,10 +275,11 @@ class Run:
     def _record(self, started: str) -> dict[str, Any]:
         """Names, versions and speed: all that is worth knowing and changes no number."""
         backbone = self.job.backbone
+        stated = without_own(backbone.name, backbone.settings)
         return {
             "backbone": backbone.name,
             **backbone.record,
-            "settings": {k: v for k, v in backbone.settings.stated().items() if k not in ("weights", "revision")},
+            "settings": {key: value for key, value in stated.items() if key not in ("weights", "revision")},
             "dataset": self.job.opened.folder.name,
             "started": started,
             "finished": store.now(),

@@ -15,6 +15,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from embedcache import backbones
 from embedcache.backbones import ALIASES, FAMILIES, resolve, resolve_all
@@ -61,7 +62,6 @@ POOLED = {
 
 def test_the_aliases_of_the_report_mean_exactly_its_checkpoints() -> None:
     assert {name: ALIASES[name].checkpoint for name in HUB_NAMES} == HUB_NAMES
-    assert set(ALIASES) == {*HUB_NAMES, "demo-image", "demo-text", "words"}
 
 
 @pytest.mark.parametrize("alias", HUB_NAMES)
@@ -335,6 +335,36 @@ def test_the_checkpoints_default_prompt_is_used_as_encode_does(tmp_path: Path) -
     close(encode(stated), own_encode(folder, prompt="a red "))
 
 
+def test_a_pooling_without_the_prompt_leaves_it_out_as_encode_does(tmp_path: Path) -> None:
+    folder = sentence_checkpoint(tmp_path / "tiny")
+    prompted = BackboneSettings(prompt="the small ")
+    with_it = resolve(f"st:{folder}", prompted)
+    vectors, identity = encode(with_it), with_it.identity
+    edit_json(folder / "1_Pooling" / "config.json", include_prompt=False)
+    without_it = resolve(f"st:{folder}", prompted)
+    close(encode(without_it), own_encode(folder, prompt="the small "))
+    assert np.abs(encode(without_it) - vectors).max() > 0.01
+    assert without_it.identity != identity
+
+
+@pytest.mark.parametrize(("renamed", "readings"), [(False, 1), (True, 2)], ids=["usual names", "names of old"])
+def test_weights_are_read_a_second_time_only_where_names_leave_a_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: bool, readings: int
+) -> None:
+    from transformers import PreTrainedModel
+
+    folder = sentence_checkpoint(tmp_path / "tiny")
+    if renamed:
+        tensors = load_file(folder / "model.safetensors")
+        old = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for name, tensor in tensors.items()}
+        save_file(old, folder / "model.safetensors", metadata={"format": "pt"})
+    vectors, calls, real = own_encode(folder), [], PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    counted = classmethod(lambda cls, *given, **options: calls.append(cls) or real(cls, *given, **options))
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", counted)
+    close(encode(resolve(f"st:{folder}")), vectors)
+    assert len(calls) == readings
+
+
 def test_weights_of_old_layouts_are_found_in_their_folder(hub: Path) -> None:
     def old_layout(folder: Path) -> Path:
         sentence_checkpoint(folder)
@@ -348,6 +378,13 @@ def test_weights_of_old_layouts_are_found_in_their_folder(hub: Path) -> None:
 
     snapshot = into_hub(hub, "me/old", old_layout)
     close(encode(resolve("st:me/old")), own_encode(snapshot))
+
+
+@pytest.mark.parametrize("setting", [{"pooling": "cls"}, {"layer": "-2"}, {"weights": "mine.safetensors"}])
+def test_what_its_modules_decide_cannot_be_asked_for(tmp_path: Path, setting: dict[str, Any]) -> None:
+    folder = sentence_checkpoint(tmp_path / "tiny")
+    with pytest.raises(UsageError, match=f"--{next(iter(setting))}"):
+        resolve(f"st:{folder}", BackboneSettings(**setting))
 
 
 def test_what_is_no_sentence_checkpoint_is_said(home: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The table of backbones: families by prefix, aliases by name.
 
-A backbone of a known family is one line in ALIASES. A new family is one file with ``resolve`` and one
-line in FAMILIES.
+A backbone of a known family is one line in ALIASES (``aliases.py``). A new family is one file with ``resolve`` and
+one line in FAMILIES.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from embedcache.backbones.base import Alias, Backbone, BackboneSettings
+from embedcache.backbones.aliases import ALIASES
+from embedcache.backbones.base import Backbone, BackboneSettings
 from embedcache.backbones.checkpoints import Checkpoint, is_local
 from embedcache.backbones.towers import split_tower
 from embedcache.errors import UnknownNameError, UsageError, nearest, unknown_name
@@ -28,25 +29,8 @@ FAMILIES: Final = {
     "words": "embedcache.backbones.words_family",
 }
 
-_CUB = "CUB report"
-_SHIPPED = Path(__file__).parent.parent / "demo" / "backbones"
-ALIASES: Final = {
-    "vit-large": Alias("hf", "google/vit-large-patch32-384", "image", 1024, 306, "Apache-2.0", "384 px", used_by=_CUB),
-    "vit-large-in21k": Alias(
-        "hf", "google/vit-large-patch32-224-in21k", "image", 1024, 306, "Apache-2.0", "224 px", used_by=_CUB
-    ),
-    "swin-tiny": Alias(
-        "hf", "microsoft/swin-tiny-patch4-window7-224", "image", 768, 28, "Apache-2.0", "224 px", used_by=_CUB
-    ),
-    "mpnet": Alias(
-        "st", "sentence-transformers/all-mpnet-base-v2", "text", 768, 109, "Apache-2.0", "384 tokens", used_by=_CUB
-    ),
-    "bert": Alias("hf", "bert-base-uncased", "text", 768, 109, "Apache-2.0", "512 tokens", used_by=_CUB),
-    "roberta": Alias("hf", "roberta-base", "text", 768, 124, "MIT", "512 tokens", used_by=_CUB),
-    "demo-image": Alias("timm", str(_SHIPPED / "image"), "image", 1024, 0.57, "MIT", "112 px", used_by="demo"),
-    "demo-text": Alias("hf", str(_SHIPPED / "text"), "text", 128, 0.34, "MIT", "64 tokens", used_by="demo"),
-    "words": Alias("words", "training", "text", 0, 0, "MIT", "words"),
-}
+WORD_IDS: Final = "words"
+"""The one backbone without a checkpoint: its vocabulary is made of the training texts."""
 
 
 def resolve(name: str, settings: BackboneSettings | None = None) -> Backbone:
@@ -106,6 +90,7 @@ def _resolve(name: str, settings: BackboneSettings) -> list[Backbone]:
     """The backbone of a name, or both towers of it."""
     base, tower = tower_of(name)
     family, checkpoint = split_name(base)
+    settings = replace(settings, **with_own(base, settings.stated()))
     module = import_module(FAMILIES[family])
     if hasattr(module, "resolve_towers"):
         found = module.resolve_towers(public_name(base), checkpoint, settings, tower)
@@ -124,6 +109,22 @@ def _with_own_settings(name: str, backbone: Any, settings: BackboneSettings) -> 
     return own
 
 
+def with_own(name: str, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Stated settings, and below them the alias's own: what is stated wins."""
+    return {**_own(name), **stated}
+
+
+def without_own(name: str, settings: BackboneSettings) -> dict[str, Any]:
+    """Settings of a resolved backbone that its user stated: those that its alias does not mean anyway."""
+    own = _own(name)
+    return {key: value for key, value in settings.stated().items() if key not in own or own[key] != value}
+
+
+def _own(name: str) -> Mapping[str, Any]:
+    base, _ = tower_of(name)
+    return ALIASES[base].settings if base in ALIASES else {}
+
+
 def tower_of(name: str) -> tuple[str, Modality | None]:
     """``clip-vit-base.image`` is one tower of ``clip-vit-base``; None for any other name, also of a folder."""
     base, tower = split_tower(name)
@@ -140,6 +141,8 @@ def split_name(name: str) -> tuple[str, str]:
     name, _ = tower_of(name)
     if name in ALIASES:
         return ALIASES[name].family, ALIASES[name].checkpoint
+    if name == WORD_IDS:
+        return name, "training"
     family, colon, checkpoint = name.partition(":")
     if colon and checkpoint and family in FAMILIES:
         return family, checkpoint
@@ -148,7 +151,7 @@ def split_name(name: str) -> tuple[str, str]:
         raise UsageError(f"{name!r} names no checkpoint: write {family}:NAME or {family}:./FOLDER.")
     if colon:
         raise UnknownNameError(f"Unknown family {family!r} in {name!r}. Known: {', '.join(nearest(family, FAMILIES))}.")
-    raise unknown_name("backbone", name, ALIASES, hint)
+    raise unknown_name("backbone", name, [*ALIASES, WORD_IDS], hint)
 
 
 def public_name(name: str) -> str:
@@ -156,7 +159,7 @@ def public_name(name: str) -> str:
     base, tower = tower_of(name)
     if tower is not None:
         return f"{public_name(base)}.{tower}"
-    if name in ALIASES:
+    if name in ALIASES or name == WORD_IDS:
         return name
     family, checkpoint = split_name(name)
     if is_local(checkpoint) or family in ("glove", "word2vec"):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy.typing as npt
 
@@ -31,7 +32,7 @@ class BackboneSettings:
     concatenated (``-4,-3,-2,-1``); see ``layer_numbers``. pooling: one of POOLINGS. image_size: pixels, of a square
     input. value_range: (low, high) of the numbers in an image that is not 8-bit; channels: which of them become red,
     green and blue (one: all three).
-    lowercase: lower-case texts first. prompt: put before every text. max_length: tokens.
+    lowercase: lower-case texts first. prompt: put before every text ("" for none at all). max_length: tokens.
     min_count, max_words: of a vocabulary of word ids: how often a word must occur, how many have an id at most.
     """
 
@@ -43,7 +44,7 @@ class BackboneSettings:
     value_range: tuple[float, float] | None = None
     channels: tuple[int, ...] | None = None
     lowercase: bool = False
-    prompt: str = ""
+    prompt: str | None = None
     max_length: int | None = None
     min_count: int = 1
     max_words: int | None = None
@@ -151,20 +152,34 @@ class Backbone(Protocol):
         """Read the weights in float32 onto ``device``, frozen and in ``eval()``."""
 
 
+SHIPPED = Path(__file__).parent.parent / "demo" / "backbones"
+"""Where the checkpoints lie that come with the package."""
+
+
 @dataclass(frozen=True)
 class Alias:
     """One line of the table of backbones.
 
-    checkpoint: name on the Hugging Face hub. dim: numbers in a vector (informative: the value that counts
-    comes from a forward pass). parameters: millions.
+    checkpoint: whole name on the Hugging Face hub. modality: ``both`` of a model with a tower for each. dim: numbers
+    in a vector, parameters: millions that are loaded (of both towers), without poolers and classifiers that are not
+    used; both are for the reader: what counts comes from a forward pass. input: pixels, or tokens at most, as the
+    checkpoint's own settings have it. settings: what the alias means beside the checkpoint; the user's win. prompts:
+    those that the checkpoint's card names, by their purpose. gated: its terms must be accepted on the hub first.
     """
 
     family: str
     checkpoint: str
-    modality: Modality
+    modality: Modality | Literal["both"]
     dim: int
     parameters: float
     licence: str
     input: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     used_by: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    gated: bool = False
+
+    @property
+    def ships(self) -> bool:
+        """Whether its files come with the package."""
+        return self.checkpoint.startswith(str(SHIPPED))

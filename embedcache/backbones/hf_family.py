@@ -189,7 +189,7 @@ class HfBackbone:
         return {
             "tokenizer": tokenizer_digests(self.folder),
             "lowercase": self.settings.lowercase,
-            "prompt": self.settings.prompt,
+            "prompt": self.settings.prompt or "",
             "max_length": self.max_length,
             **padded,
         }
@@ -218,7 +218,7 @@ class HfBackbone:
             device,
             max_length=self.max_length,
             lowercase=self.settings.lowercase,
-            prompt=self.settings.prompt,
+            prompt=self.settings.prompt or "",
             notes=notes,
         )
 

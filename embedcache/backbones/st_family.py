@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedcache.backbones import checkpoints
-from embedcache.backbones.base import BackboneSettings
+from embedcache.backbones.base import LAST_LAYER, BackboneSettings
 from embedcache.backbones.hf_family import NEUTRAL_CONFIG, position_limit, quiet_progress, tokenizer_digests
 from embedcache.errors import CheckpointError, UsageError
 from embedcache.provenance import EncoderIdentity, Modality
@@ -63,8 +63,10 @@ class StBackbone:
     @property
     def prompt(self) -> str:
         """The settings', or the checkpoint's default one."""
+        if self.settings.prompt is not None:
+            return self.settings.prompt
         own = _json(self.folder / "config_sentence_transformers.json")
-        return self.settings.prompt or (own.get("prompts") or {}).get(own.get("default_prompt_name")) or ""
+        return (own.get("prompts") or {}).get(own.get("default_prompt_name")) or ""
 
     @cached_property
     def max_length(self) -> int:
@@ -107,16 +109,18 @@ class StBackbone:
         from embedcache.backbones.encoders import TextEncoder
 
         try:
-            self._refuse_missing()
             with quiet_progress():
                 model = SentenceTransformer(
                     str(self.folder), device=device, local_files_only=True, model_kwargs={"dtype": torch.float32}
                 )
+                self._refuse_missing(model[0].auto_model)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{self.name}: sentence-transformers cannot load it: {error}") from error
+        prompt = self.prompt.lower() if self.settings.lowercase else self.prompt
+        beside = {"prompt_length": prompt_length(model.tokenizer, prompt)} if prompt else {}
 
         def vectors(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            output = model({"input_ids": ids, "attention_mask": mask})
+            output = model({"input_ids": ids, "attention_mask": mask, **beside})
             embedding: torch.Tensor = output["sentence_embedding"]
             return embedding.float()
 
@@ -130,24 +134,54 @@ class StBackbone:
             prompt=self.prompt,
         )
 
-    def _refuse_missing(self) -> None:
-        """sentence-transformers says nothing of weights that the checkpoint lacks, so they are asked for here.
+    def _refuse_missing(self, transformer: Any) -> None:
+        """sentence-transformers says nothing of weights that the checkpoint lacks, so it is asked for here.
 
-        A pooler is built and never used: the pooling is a module of its own.
+        The names in the weight files tell at once in the usual case. Where one does not stand there as the model has
+        it (transformers renames some of old checkpoints), the checkpoint is read a second time for its report.
         """
-        import torch
-        from transformers import AutoModel
-
-        with quiet_progress():
-            _, report = AutoModel.from_pretrained(
-                self._first_folder(), dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-        missing = sorted(str(key) for key in report["missing_keys"] if "pooler" not in str(key).split("."))
+        prefix = f"{transformer.base_model_prefix}."
+        there = {name.removeprefix(prefix) for name in _names(checkpoints.weight_files(self._first_folder()))}
+        if not [name for name in transformer.state_dict() if name not in there and not _of_pooler(name)]:
+            return
+        missing = [name for name in self._reported_missing() if not _of_pooler(name)]
         if missing:
             raise CheckpointError(
                 f"{self.name}: {len(missing)} weights are missing from the checkpoint ({', '.join(missing[:6])} …); "
                 "they would be random numbers."
             )
+
+    def _reported_missing(self) -> list[str]:
+        import torch
+        from transformers import AutoModel
+
+        _, report = AutoModel.from_pretrained(
+            self._first_folder(), dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        return sorted(str(key) for key in report["missing_keys"])
+
+
+def prompt_length(tokenizer: Any, prompt: str) -> int:
+    """Tokens of a prompt, without a special one at its end: a pooling may leave them out (``include_prompt``)."""
+    ids = tokenizer(prompt)["input_ids"]
+    return len(ids) - int(bool(ids) and ids[-1] in tokenizer.all_special_ids)
+
+
+def _of_pooler(name: str) -> bool:
+    """A pooler is built and never used: the pooling is a module of its own."""
+    return "pooler" in name.split(".")
+
+
+def _names(files: Sequence[Path]) -> Iterator[str]:
+    """Names of the tensors in weight files; of safetensors, from the header alone."""
+    from safetensors import safe_open
+
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                yield from opened.keys()
+        else:
+            yield from checkpoints.read_tensors([file])
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -160,6 +194,8 @@ def resolve(name: str, checkpoint: str, settings: BackboneSettings) -> StBackbon
     """A sentence-transformers backbone by hub name or local folder."""
     if settings.pooling != "auto":
         raise UsageError(f"{name}: sentence-transformers models bring their own pooling; leave --pooling out.")
+    if settings.layer != LAST_LAYER:
+        raise UsageError(f"{name}: sentence-transformers models pool their last layer; leave --layer out, or use hf:.")
     if settings.weights is not None:
         raise UsageError(f"{name}: --weights is not for sentence-transformers; give a folder: st:./FOLDER.")
     found = checkpoints.find(checkpoint, settings.revision, name)
