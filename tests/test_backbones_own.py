@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import embedcache as ec
-from embedcache.backbones import resolve
+from embedcache.backbones import resolve, timm_family
 from embedcache.backbones.base import BackboneSettings
 from embedcache.backbones.statedicts import describe, fit, is_classifier, misfits, wrapper_of
 from embedcache.errors import CheckpointError, CheckpointNotFoundError, UnknownNameError, UsageError
@@ -168,7 +168,10 @@ def test_what_was_left_out_is_said_of_an_extraction(home: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("change", ["missing", "shape", "extra"])
-def test_weights_that_do_not_fit_are_refused_by_name(home: Path, tmp_path: Path, change: str) -> None:
+def test_weights_that_do_not_fit_are_refused_by_name(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(timm_family, "COMMON", ())
     tensors = load_file(home / "cnn" / "model.safetensors")
     if change == "missing":
         del tensors["conv_stem.weight"]
@@ -187,7 +190,8 @@ def test_weights_that_do_not_fit_are_refused_by_name(home: Path, tmp_path: Path,
     assert says[change] in str(caught.value)
 
 
-def test_weights_of_another_architecture_say_of_which(tmp_path: Path) -> None:
+def test_weights_of_another_architecture_say_of_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm_family, "COMMON", ("resnet18",))
     file = timm_checkpoint(tmp_path / "cnn", "test_resnet") / "model.safetensors"
     other = tmp_path / "test_resnet_mine.safetensors"
     file.rename(other)
