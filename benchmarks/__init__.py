@@ -11,5 +11,6 @@ BENCHMARKS: Final = {
     "extract_speed": "benchmarks.extract_speed",
     "read_speed": "benchmarks.read_speed",
     "grid_speed": "benchmarks.grid_speed",
+    "meli_read": "benchmarks.meli_read",
     "memory": "benchmarks.memory",
 }

@@ -7,14 +7,13 @@ promise. The peer is that promise: a ratio of at most 1 keeps it.
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.rounds import Figure
+from benchmarks.rounds import Figure, own_peak
 from benchmarks.stand_in import extract_texts, write_texts
 
 FEW, MANY = 100_000, 1_000_000
@@ -54,16 +53,7 @@ def _peak(folder: Path, rows: int, dim: int) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout)
 
 
-def _own_peak() -> int:
-    """This process's peak memory in bytes; ``ru_maxrss`` may include what came before ``exec``."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = status.read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 if __name__ == "__main__":
     with TemporaryDirectory() as cache:
         extract_texts(Path(sys.argv[1]), int(sys.argv[2]), Path(cache))
-    print(_own_peak())
+    print(own_peak())

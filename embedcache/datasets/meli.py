@@ -171,17 +171,23 @@ class Meli:
         return self._read(shown=True)
 
     def _read(self, *, shown: bool) -> SampleTable:
+        table, counts = self._rows(shown)
+        pa.default_memory_pool().release_unused()  # what parsing took would otherwise stay beside all that follows
+        return self._built(table, counts)
+
+    def _rows(self, shown: bool) -> tuple[pa.Table, Counter[str]]:
+        """All wanted rows, every column in one piece, and what was left out, counted."""
         chosen, counts = self.chosen(), Counter[str]()
         trained, others = Drawn(self.rows), Drawn(None)
         with Bar(f"read {self.root.name}", [source.path for source in chosen], shown=shown) as bar:
             for source in chosen:
                 self._gather(source, trained if source.split == "train" else others, counts, bar)
-        table = pa.concat_tables([*trained.tables(), *others.tables()])
-        if not table.num_rows:
-            raise UsageError(f"{self.root}: no row is left of {sum(counts.values()):,}: {_said(counts) or 'no rows'}.")
+        found = [*trained.tables(), *others.tables()]
+        if not found:
+            raise UsageError(f"{self.root}: no row is left: {_said(counts) or 'the files have none'}.")
         if self.rows is not None:
             counts[f"training rows left out by rows={self.rows}, seed={self.seed}"] = max(0, trained.n_seen - self.rows)
-        return self._built(table.combine_chunks(), counts)
+        return pa.concat_tables(found).combine_chunks(), counts
 
     def _gather(self, source: Source, drawn: Drawn, counts: Counter[str], bar: Bar) -> None:
         """One file's rows that pass the filters, into ``drawn``."""
@@ -209,7 +215,6 @@ class Meli:
         counts["titles are empty"] = pc.sum(pc.equal(titles, "")).as_py()
         lacking = pc.and_(pc.is_null(table["category"]), pc.not_equal(table["split"], "test"))
         counts["rows outside the test split without a category"] = pc.sum(lacking).as_py()
-        pa.default_memory_pool().release_unused()
         return build(
             table["id"],
             split=table["split"],
