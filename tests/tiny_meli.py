@@ -44,9 +44,10 @@ def write(path: Path, text: str | bytes) -> Path:
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows as pandas and the standard library write them."""
+    """Rows as the standard library writes them, which quotes a lone carriage return only where it quotes all."""
     out = io.StringIO(newline="")
-    csv.writer(out, lineterminator="\n").writerows([header, *rows])
+    quoting = csv.QUOTE_ALL if any("\r" in field for row in rows for field in row) else csv.QUOTE_MINIMAL
+    csv.writer(out, lineterminator="\n", quoting=quoting).writerows([header, *rows])
     return out.getvalue()
 
 

@@ -311,9 +311,8 @@ def _plain_or_gzipped(folder: Path, name: str) -> Path:
 def _source(path: Path) -> Source | None:
     """What a file is: prepared JSON lines by its name and first line, a CSV by its header; None for any other."""
     if named := _PREPARED.fullmatch(path.name):
-        line = first_line(path)
-        known = line is None or '"title"' in line
-        return Source(path, "jsonl", named[2], named[1]) if known else None
+        line = (first_line(path) or "").strip()
+        return Source(path, "jsonl", named[2], named[1]) if '"title"' in line or not line else None
     if not path.name.endswith((".csv", ".csv.gz")):
         return None
     columns = sorted(header(path))

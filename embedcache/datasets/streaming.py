@@ -30,6 +30,9 @@ BLOCK = 4 << 20
 LONGEST_LINE = 64 << 20
 """Bytes that one line of JSON may have; a CSV record must fit a block."""
 
+PATIENCE = 1.0
+"""Seconds after which a bar is shown."""
+
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
 _DAMAGED_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
@@ -37,14 +40,14 @@ _PARSERS = 2
 
 
 class Bar:
-    """Bytes of some files, and the rows they gave, on stderr: from the second second on, and only where shown."""
+    """Bytes of some files, and the rows they gave, on stderr; what takes less than a second shows none."""
 
     def __init__(self, name: str, paths: Iterable[Path], *, shown: bool) -> None:
         from tqdm import tqdm
 
         total = sum(path.stat().st_size for path in paths)
         self._bar: tqdm[Any] = tqdm(
-            total=total, unit="B", unit_scale=True, desc=name, disable=not shown, delay=1, dynamic_ncols=True
+            total=total, unit="B", unit_scale=True, desc=name, disable=not shown, delay=PATIENCE, dynamic_ncols=True
         )
         self._rows = 0
 
@@ -149,7 +152,8 @@ def _wrong_record(path: Path, n_columns: int) -> tuple[int, str] | None:
                     return line, f"{len(record)} fields where there are {n_columns} columns"
                 line = reader.line_num + 1
     except csv.Error as error:
-        return line, str(error)
+        unquoted = str(error).startswith("new-line")
+        return line, "a carriage return, a line break that is not quoted" if unquoted else str(error)
     except UnicodeDecodeError:
         return reader.line_num + 1, "bytes that are not UTF-8"
     except _DAMAGED_GZIP:
