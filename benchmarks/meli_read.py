@@ -65,9 +65,11 @@ def _pandas_figure(folder: Path, repeats: int) -> Figure:
 def _figures(folder: Path, name: str, what: str, repeats: int) -> tuple[Figure, Figure]:
     """Time and peak memory beside their goals."""
     peaks: list[int] = []
-    seconds = tuple(_measured(peaks, what, folder, OPTIONS[name]) for _ in range(repeats))
+    busy: list[float] = []
+    seconds = tuple(_measured(peaks, what, folder, OPTIONS[name], busy) for _ in range(repeats))
     goal = SECONDS_PER_MILLION * ROWS / 1e6
-    title, note = f"meli {folder.name} {name}{'+' if what != 'ours' else ''}", _condition(OPTIONS[name])
+    title = f"meli {folder.name} {name}{'+' if what != 'ours' else ''}"
+    note = f"{_condition(OPTIONS[name])}; {as_time(statistics.median(busy))} of processor time"
     ratios = [peak / PEAK for peak in peaks]
     peak, spread = _gigabytes(statistics.median(peaks)), (min(ratios), max(ratios))
     return (
@@ -84,12 +86,16 @@ def _gigabytes(nbytes: float) -> str:
     return f"{nbytes / 1e9:.2f} GB"
 
 
-def _measured(peaks: list[int], what: str, folder: Path, options: dict[str, Any]) -> float:
-    """Seconds of reading, imports left out; the process's peak memory in bytes is added to ``peaks``."""
+def _measured(
+    peaks: list[int], what: str, folder: Path, options: dict[str, Any], busy: list[float] | None = None
+) -> float:
+    """Seconds of reading, imports left out; adds peak memory (bytes) to ``peaks``, processor seconds to ``busy``."""
     command = [sys.executable, "-m", "benchmarks.meli_read", what, str(folder), json.dumps(options)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    seconds, peak = done.stdout.split()
+    seconds, processor, peak = done.stdout.split()
     peaks.append(int(peak))
+    if busy is not None:
+        busy.append(float(processor))
     return float(seconds)
 
 
@@ -188,8 +194,8 @@ def _json_line(title: str, numbers: list[int], words: list[str], row: list[str])
 
 
 if __name__ == "__main__":
-    began = time.perf_counter()
+    began, before = time.perf_counter(), time.process_time()
     {"ours": _ours, "ours with word ids": _ours_with_word_ids, "pandas": _pandas}[sys.argv[1]](
         Path(sys.argv[2]), json.loads(sys.argv[3])
     )
-    print(time.perf_counter() - began, own_peak())
+    print(time.perf_counter() - began, time.process_time() - before, own_peak())
