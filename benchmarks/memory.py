@@ -8,14 +8,13 @@ smaller file: a tenth more is allowed, for the maps of a byte a row and for nois
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.rounds import Figure
+from benchmarks.rounds import Figure, own_peak
 
 FEW, MANY = 100_000, 1_000_000
 DIMS = (16, 512)
@@ -84,15 +83,6 @@ def _peak(what: str, folder: Path, rows: int, dim: int = 0) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout)
 
 
-def _own_peak() -> int:
-    """This process's peak memory in bytes; ``ru_maxrss`` may include what came before ``exec``."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = status.read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def _verify(cache: Path) -> None:
     import embedcache as ec
     from embedcache.verification import verify
@@ -110,4 +100,4 @@ if __name__ == "__main__":
 
         with TemporaryDirectory() as cache:
             extract_texts(Path(sys.argv[2]), int(sys.argv[3]), Path(cache))
-    print(_own_peak())
+    print(own_peak())

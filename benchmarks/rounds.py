@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Measured = Callable[[], float]
@@ -76,6 +78,15 @@ def speed_figure(
     ours, peer = statistics.median(rounds.ours), statistics.median(rounds.peer)
     spread = min(rounds.ratios), max(rounds.ratios)
     return Figure(benchmark, in_words(ours), named, in_words(peer), peer / ours, spread, goal, note=note)
+
+
+def own_peak() -> int:
+    """This process's peak memory in bytes; ``ru_maxrss`` may include what came before ``exec``."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def as_time(measured: float) -> str:

@@ -104,7 +104,8 @@ def extract(
     """
     options = options or Options()
     opened = [
-        OpenedDataset.read(*pair, cache=Path(cache)) for pair in find(dataset, data, name, Path(cache), dataset_options)
+        OpenedDataset.read(*pair, cache=Path(cache), progress=options.progress)
+        for pair in find(dataset, data, name, Path(cache), dataset_options)
     ]
     if not backbones:
         raise UsageError("Name at least one backbone: --backbone vit-large. 'backbones' lists them.")

@@ -18,7 +18,7 @@ from embedcache import samples as tables
 from embedcache import store
 from embedcache.catalog import DatasetFolder, DatasetRecord, dataset_folders
 from embedcache.datasets import ADAPTERS, LOCATIONS, Dataset, discover, open_dataset
-from embedcache.datasets.base import PublishedTokens, published_tokens
+from embedcache.datasets.base import LongDataset, PublishedTokens, published_tokens
 from embedcache.errors import UsageError, unknown_name
 from embedcache.files import locked, sync_above
 from embedcache.items import ItemStates
@@ -83,10 +83,13 @@ class OpenedDataset:
     record: DatasetRecord
 
     @classmethod
-    def read(cls, name: str, dataset: Dataset, cache: Path) -> OpenedDataset:
-        """Read the sample table; refuse to take the place of another data set of the same name."""
+    def read(cls, name: str, dataset: Dataset, cache: Path, *, progress: bool = False) -> OpenedDataset:
+        """Read the sample table; refuse to take the place of another data set of the same name.
+
+        progress: show a bar on stderr where reading takes long.
+        """
         folder = DatasetFolder(cache, name)
-        table = dataset.read()
+        table = dataset.read_with_progress() if progress and isinstance(dataset, LongDataset) else dataset.read()
         if folder.exists:
             _refuse_another(folder, dataset, table)
         record = DatasetRecord(

@@ -10,14 +10,15 @@ from typing import Any, Final
 from embedcache.datasets.base import Dataset, read_image
 from embedcache.datasets.cub import Cub
 from embedcache.datasets.folder import Folder
+from embedcache.datasets.meli import Meli
 from embedcache.datasets.table import Table
 from embedcache.errors import DataNotFoundError, UsageError, unknown_name
 
 __all__ = ["ADAPTERS", "Dataset", "discover", "open_dataset", "options_of", "read_image"]
 
-ADAPTERS: Final[Mapping[str, Any]] = {"cub": Cub, "folder": Folder, "table": Table}
+ADAPTERS: Final[Mapping[str, Any]] = {"cub": Cub, "meli": Meli, "folder": Folder, "table": Table}
 
-PUBLISHED: Final = ("cub",)
+PUBLISHED: Final = ("cub", "meli")
 """Adapters that know their published layout by its files, in the order in which they are asked."""
 
 LOCATIONS: Final = frozenset({"captions", "images"})
@@ -25,6 +26,8 @@ LOCATIONS: Final = frozenset({"captions", "images"})
 
 LAYOUTS: Final = {
     "cub": "CUB_200_2011/images.txt, image_class_labels.txt, train_test_split.txt; text_c10/ beside it",
+    "meli": "train.csv (title,label_quality,language,category), test.csv (id,title,language); or "
+    "<language>.<split>.jsonl with <language>_token_to_index.json beside; plain or .gz",
     "folder": "images: flat, class/image or split/class/image",
     "table": "CSV, TSV, JSON lines or Parquet with columns for text, image, label (never guessed)",
 }

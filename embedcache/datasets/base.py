@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -48,17 +48,27 @@ class Dataset(Protocol):
         """Read samples and items; opens no image."""
 
 
-@dataclass(frozen=True)
-class PublishedTokens:
-    """Word ids that a data set publishes of its own, as an adapter's ``published_tokens(table)`` gives them.
+@runtime_checkable
+class LongDataset(Protocol):
+    """A data set whose reading takes so long that people want to see how far it is."""
 
-    vocabulary: words, position = id; 0 is padding. tokens: int32, flat. offsets: int64, (text items + 1,):
-    item ``i`` of ``table.items["text"]`` has ``tokens[offsets[i]:offsets[i + 1]]``.
+    def read_with_progress(self) -> SampleTable:
+        """What ``read`` gives, with a bar on stderr."""
+
+
+@dataclass(frozen=True, eq=False)
+class PublishedTokens:
+    """Word ids that a data set was published with, for the texts of a sample table.
+
+    vocabulary: the word of each id; an id below the largest that has no word is called ``<unused 17>``. tokens: int32,
+    flat; those of row ``i`` of ``table.items["text"]`` are ``tokens[offsets[i]:offsets[i + 1]]``; offsets: int64,
+    (n_text_items + 1,). notes: what a reader should know, with counts.
     """
 
     vocabulary: pa.LargeStringArray
     tokens: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
+    notes: tuple[str, ...] = ()
 
 
 def published_tokens(dataset: Dataset, table: SampleTable) -> PublishedTokens | None:
