@@ -412,7 +412,7 @@ def _thresholds(
     """A threshold for each label, and what is to be said of them; none where samples have one label.
 
     Tuned on the validation rows; with ``cv`` and no such rows, on out-of-fold probabilities of the training rows by
-    the chosen candidate. Never on test rows.
+    the chosen candidate. Never on test rows. Where there is neither, they are 0.5.
     """
     if task.targets.kind == "single":
         return (), []
@@ -421,6 +421,11 @@ def _thresholds(
     if rule.fixed is not None:
         return (rule.fixed,) * len(task.classes), [*notes, f"threshold {rule.fixed:g} for every label, not tuned"]
     rows = ready.rows["validation"]
+    if not len(rows) and task.config.cv is None:
+        return (DEFAULT,) * len(task.classes), [
+            *notes,
+            f"no validation rows to tune on: threshold {DEFAULT} for every label",
+        ]
     if len(rows):
         held = _averaged(task, ready, rows, estimator.predict_proba(ready.x[rows]))
         where = f"{len(held.ids):,} validation samples: their own scores flatter"

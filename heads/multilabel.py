@@ -64,7 +64,7 @@ def strata(codes: npt.NDArray[np.int8], least: int) -> npt.NDArray[np.int64]:
     """What stratified splits and folds keep in proportion: each row's rarest label, int64 (n,), -1 without a target.
 
     Rows without any label are a stratum of their own. Strata of fewer than ``least`` rows are put together, and with
-    the smallest of the others where they are still too few. This keeps rare labels spread; it is not the iterative
+    the largest of the others where they are still too few. This keeps rare labels spread; it is not the iterative
     stratification of Sechidis et al. (2011), which balances every label.
     """
     known = (codes >= 0).all(1)
@@ -76,7 +76,7 @@ def strata(codes: npt.NDArray[np.int8], least: int) -> npt.NDArray[np.int64]:
     rest = own.shape[1] + 1
     left = np.flatnonzero((sizes > 0) & ~small)
     if 0 < sizes[small].sum() < least and len(left):
-        small[left[sizes[left].argmin()]] = True
+        small[left[sizes[left].argmax()]] = True
     out = np.full(len(codes), -1, np.int64)
     out[known] = np.unique(np.where(small[rarest], rest, rarest), return_inverse=True)[1]
     return out
