@@ -444,7 +444,7 @@ def _print_labels(run: FittedRun, split: str, most: int = 20) -> None:
     typer.echo(f"\nlabels on {split}, worst F1 first")
     _show(table)
     if len(rows) > most:
-        typer.echo(f"{len(rows) - most} better ones in the report")
+        typer.echo(f"{len(rows) - most} more in the report")
 
 
 @app.command()

@@ -19,7 +19,7 @@ from embedcache.samples import META_PREFIX, TARGET_PREFIX, combined, nested_subs
 from embedcache.view import Features, shared_groups, target_name
 from heads import head_named
 from heads.base import Head, check_parameters
-from heads.config import HeadConfig, Selection, Threshold
+from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.grid import UNFIT, Candidates, SearchResult, candidates, estimate_seconds, search
 from heads.kinds import KINDS, Kind, Targets, Truth
 from heads.metrics import Interval
@@ -30,6 +30,8 @@ from heads.thresholds import DEFAULT, tune
 from heads.transforms import build, for_sets
 
 SCORED_SPLITS = ("validation", "test")
+FEW = 5
+"""Positives below which a label's own threshold is more chance than knowledge: that is said."""
 _CHUNK = 8192
 
 
@@ -121,10 +123,14 @@ class Task:
         return self.config.score or self.kind.default_score
 
     @property
+    def threshold(self) -> Threshold:
+        """Where labels begin to be predicted, if samples may have several."""
+        return self.config.threshold or Threshold()
+
+    @property
     def tunes(self) -> bool:
         """Whether thresholds are tuned."""
-        fixed = self.config.threshold is not None and self.config.threshold.fixed is not None
-        return self.targets.kind == "multi" and not fixed
+        return self.targets.kind == "multi" and self.threshold.fixed is None
 
 
 def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
@@ -213,7 +219,7 @@ def _targets(base: Features, target: str, config: HeadConfig) -> Targets:
     column = base.table.samples[TARGET_PREFIX + target]
     if is_multilabel(column):
         labels, flags = indicators(combined(column).take(pa.array(base.sample_rows)), target)
-        return Targets("multi", labels, flags, strata(flags, config.cv.folds if config.cv else 2))
+        return Targets("multi", labels, flags, strata(flags, 2))
     if config.threshold is not None:
         raise UsageError(f"'threshold' is for several labels per sample; the target {target!r} has one.")
     classes, codes = _codes(base, target)
@@ -239,12 +245,11 @@ def _codes(base: Features, target: str) -> tuple[tuple[Any, ...], Rows]:
 
 @dataclass(frozen=True)
 class _Ready:
-    """One choice of features with its matrix; unit rows by split. codes, strata: as in ``Targets``, of the units."""
+    """One choice of features with its matrix; unit rows by split. codes: as in ``Targets``, of the units."""
 
     features: Features
     x: npt.NDArray[np.float32]
     codes: Truth
-    strata: Rows
     groups: Rows
     base_row: Rows
     rows: Mapping[str, Rows]
@@ -261,8 +266,7 @@ def _ready(task: Task, features: Features) -> _Ready:
         of_split[getattr(task.splits, name)] = name
     rows = {name: np.flatnonzero(of_split[base_row] == name) for name in ("train", "validation", "test")}
     x = features.matrix(np.float32)
-    codes, strata = task.codes[base_row], task.targets.strata[base_row]
-    return _Ready(features, x, codes, strata, shared_groups(features), base_row, rows)
+    return _Ready(features, x, task.codes[base_row], shared_groups(features), base_row, rows)
 
 
 def preview(task: Task) -> list[Preview]:
@@ -356,7 +360,7 @@ def _search(task: Task, ready: _Ready, steps: list[tuple[str, Any]], progress: b
     train = ready.rows["train"]
     if task.config.cv is not None:
         x, codes = ready.x[train], ready.codes[train]
-        parts, splitter = folds(ready.strata[train], ready.groups[train], task.config.cv.folds, task.config.cv.seed)
+        parts, splitter = _folds(task, ready, task.config.cv)
     else:
         both = np.concatenate([train, ready.rows["validation"]])
         x, codes = ready.x[both], ready.codes[both]
@@ -376,6 +380,12 @@ def _search(task: Task, ready: _Ready, steps: list[tuple[str, Any]], progress: b
         progress=progress,
     )
     return found, splitter
+
+
+def _folds(task: Task, ready: _Ready, cv: Folds) -> tuple[list[tuple[Rows, Rows]], str]:
+    """Folds of the training rows, and the name of their splitter."""
+    train = ready.rows["train"]
+    return folds(task.kind.strata(ready.codes[train], cv.folds), ready.groups[train], cv.folds, cv.seed)
 
 
 def _fitted(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], rows: Rows) -> Any:
@@ -417,20 +427,20 @@ def _thresholds(
     if task.targets.kind == "single":
         return (), []
     learned, notes = _learned(task)
-    rule = task.config.threshold or Threshold()
+    rule, cv = task.threshold, task.config.cv
     if rule.fixed is not None:
         return (rule.fixed,) * len(task.classes), [*notes, f"threshold {rule.fixed:g} for every label, not tuned"]
     rows = ready.rows["validation"]
-    if not len(rows) and task.config.cv is None:
+    if not len(rows) and cv is None:
         return (DEFAULT,) * len(task.classes), [
             *notes,
             f"no validation rows to tune on: threshold {DEFAULT} for every label",
         ]
-    if len(rows):
+    if cv is None or len(rows):
         held = _averaged(task, ready, rows, estimator.predict_proba(ready.x[rows]))
         where = f"{len(held.ids):,} validation samples: their own scores flatter"
     else:
-        held = _averaged(task, ready, ready.rows["train"], _out_of_fold(task, ready, steps, parameters))
+        held = _averaged(task, ready, ready.rows["train"], _out_of_fold(task, ready, steps, parameters, cv))
         where = f"out-of-fold probabilities of {len(held.ids):,} training samples"
     tuned = tune(held.truth > 0, held.probabilities, rule.tune, rule.per, learned)
     aim = {"f1": "F1", "balance": "as many false positives as false negatives"}[rule.tune]
@@ -438,6 +448,9 @@ def _thresholds(
     notes.append(f"thresholds tuned for {aim}, {many}, on {where}")
     if unknown := [str(task.classes[code]) for code in np.flatnonzero(tuned.defaulted & learned)]:
         notes.append(f"threshold {DEFAULT} for labels without a positive there: {_first(unknown)}")
+    few = ~tuned.defaulted & ((held.truth > 0).sum(0) < FEW)
+    if rule.per == "label" and few.any():
+        notes.append(f"{few.sum()} thresholds rest on fewer than {FEW} positives each: one for all is steadier")
     return tuple(tuned.thresholds.tolist()), notes
 
 
@@ -459,12 +472,11 @@ def _first(names: Sequence[str], most: int = 8) -> str:
 
 
 def _out_of_fold(
-    task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any]
+    task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], cv: Folds
 ) -> npt.NDArray[np.float64]:
     """Probabilities (training rows, labels), each row's by a head that was fitted without its fold."""
-    assert task.config.cv is not None  # without folds there are validation rows
     train = ready.rows["train"]
-    parts, _ = folds(ready.strata[train], ready.groups[train], task.config.cv.folds, task.config.cv.seed)
+    parts, _ = _folds(task, ready, cv)
     found = np.zeros((len(train), len(task.classes)))
     for kept, held in parts:
         found[held] = _fitted(task, ready, steps, parameters, train[kept]).predict_proba(ready.x[train[held]])
@@ -473,7 +485,7 @@ def _out_of_fold(
 
 def _unlabelled(task: Task, ready: _Ready) -> Rows:
     """Units of samples without a target: predicted, never scored."""
-    return np.flatnonzero(ready.strata < 0)
+    return np.flatnonzero(task.targets.strata[ready.base_row] < 0)
 
 
 def _averaged(task: Task, ready: _Ready, rows: Rows, probabilities: npt.NDArray[np.float64]) -> Scored:

@@ -28,7 +28,7 @@ class Targets:
 
     kind: one class per sample, or any number of labels. classes: the classes or labels, in order. codes: int64 (n,)
     class of each sample, or int8 (n, labels) who has which label; -1 without a target. strata: int64 (n,), what
-    carved splits and folds keep in proportion; -1 without a target.
+    carved splits keep in proportion; -1 without a target.
     """
 
     kind: KindName
@@ -49,6 +49,9 @@ class Kind(Protocol):
 
     def head(self, head: Head) -> Head:
         """The head as this kind of task needs it."""
+
+    def strata(self, codes: Truth, least: int) -> npt.NDArray[np.int64]:
+        """What parts are to hold in proportion, int64 (n,), in strata of ``least`` rows where that is possible."""
 
     def prior(self, codes: Truth, classes: int) -> Floats:
         """Share of the samples that have each class, (classes,)."""
@@ -78,6 +81,10 @@ class SingleLabel:
     def head(self, head: Head) -> Head:
         """As it is."""
         return head
+
+    def strata(self, codes: Truth, least: int) -> npt.NDArray[np.int64]:
+        """The classes, however few rows they have."""
+        return codes
 
     def prior(self, codes: Truth, classes: int) -> Floats:
         """Class frequencies."""
@@ -113,6 +120,10 @@ class MultiLabel:
     def head(self, head: Head) -> Head:
         """The head in its form for several labels."""
         return SeveralLabels(head)
+
+    def strata(self, codes: Truth, least: int) -> npt.NDArray[np.int64]:
+        """``multilabel.strata``: rarest labels."""
+        return multilabel.strata(codes, least)
 
     def prior(self, codes: Truth, classes: int) -> Floats:
         """Label frequencies."""

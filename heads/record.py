@@ -19,7 +19,7 @@ from embedcache.errors import DataNotFoundError
 from embedcache.files import replacing, write_json
 from embedcache.samples import read_parquet, write_parquet
 from embedcache.view import Features, content_digests
-from heads.config import HeadConfig, Threshold, plain, to_yaml
+from heads.config import HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
 from heads.kinds import KINDS, KindName
 from heads.metrics import Interval, interval, rank_of_truth
@@ -98,7 +98,9 @@ def resolved(task: Task) -> HeadConfig:
     """The configuration with what was looked up written out: data set, target, feature sets by fingerprint."""
     select = task.config.select.model_copy(update={"target": task.target})
     features = [_names(one) for one in task.sets]
-    return task.config.model_copy(update={"dataset": task.dataset.name, "features": features, "select": select})
+    threshold = task.threshold if task.targets.kind == "multi" else None
+    found = {"dataset": task.dataset.name, "features": features, "select": select}
+    return task.config.model_copy(update={**found, "score": task.score, "threshold": threshold})
 
 
 def _of_one(config: HeadConfig, features: Features) -> HeadConfig:
@@ -184,11 +186,10 @@ def _multilabel_document(run: FittedRun, task: Task) -> dict[str, Any]:
     """Labels and thresholds: in the order of the probabilities in ``predictions.parquet``."""
     if run.head.kind == "single":
         return {}
-    rule = task.config.threshold or Threshold()
     return {
         "labels": list(run.head.classes),
         "thresholds": list(run.head.thresholds),
-        "threshold": rule.model_dump(),
+        "threshold": task.threshold.model_dump(),
         "by_label": {split: [asdict(row) for row in rows] for split, rows in label_tables(run).items()},
     }
 
