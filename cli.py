@@ -365,7 +365,7 @@ def fit_head(
         documents = [record.metrics_document(task, run) for run in runs]
         _print_json({"run": folder, "results": documents})
         return
-    _print_runs(runs, comparison)
+    _print_runs(runs, comparison, task.splits.notes)
     typer.echo(f"\n{folder}  ({report.PAGE}, {record.METRICS_FILE}, {record.PREDICTIONS}, {record.HEAD}/)")
 
 
@@ -413,7 +413,8 @@ def _fits(one: Preview) -> str:
     return f"{one.points} candidates, {one.fits} fits"
 
 
-def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None) -> None:
+def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None, said: Sequence[str]) -> None:
+    """The scores, and those notes that were not ``said`` before."""
     from heads.report import percent, shown, signed
 
     if comparison is not None:
@@ -433,6 +434,26 @@ def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None) -> Non
     for metric in next(iter(scored.values())).scores if scored else ():
         table.add_row(metric, *(shown(metric, one.scores[metric]) for one in scored.values()))
     _show(table)
+    if run.head.kind == "multi" and scored:
+        _print_labels(run, next(split for split in ("test", "validation") if split in scored))
+    for note in run.notes:
+        if note not in said:
+            _echo(note, "note: ")
+
+
+def _print_labels(run: FittedRun, split: str, most: int = 20) -> None:
+    """The 2 × 2 table of each label, worst F1 first."""
+    from heads.record import label_tables
+    from heads.report import LABEL_COLUMNS, label_cells
+
+    rows = label_tables(run)[split]
+    table = _table(*LABEL_COLUMNS, right=LABEL_COLUMNS[1:])
+    for row in rows[:most]:
+        table.add_row(*label_cells(row))
+    typer.echo(f"\nlabels on {split}, worst F1 first")
+    _show(table)
+    if len(rows) > most:
+        typer.echo(f"{len(rows) - most} more in the report")
 
 
 @app.command()
@@ -445,7 +466,16 @@ def predict(
     changed_since: Annotated[
         Path | None, typer.Option(help="Only samples that are new, or have changed, since that run.")
     ] = None,
-    submission: Annotated[Path | None, typer.Option(help="Write id,label rows to this CSV file.")] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a row per id as the data set's publishers ask for it (.csv or .json); none is missing."
+        ),
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="Write labels and probabilities to this CSV file.")] = None,
+    empty: Annotated[
+        str, typer.Option(help="What reaches no threshold gets its most probable label (top), or none (keep).")
+    ] = "top",
     checkpoint: Annotated[
         list[str] | None, typer.Option(help="BACKBONE=PATH of a folder or weight file; may be repeated.")
     ] = None,
@@ -454,32 +484,59 @@ def predict(
     out: OutOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Label new images and texts, or a data set's samples, with a fitted head."""
+    """Label new images and texts, or a data set's samples, with a fitted head.
+
+    A submission has a row for every sample: where features are missing, the mean vector of the training rows stands in
+    for them, and where all are missing, the shares of the labels in training; such rows are named.
+    """
+    from dataclasses import replace
+
     import embedcache as ec
     from embedcache.errors import UsageError
     from heads import predict as predicting
     from heads.record import HEAD, read_seen, resolve_run
     from heads.saved import FittedHead
+    from heads.submission import write_submission, write_table
 
+    rule = _one_of(empty, "--empty", ("top", "keep"))
     head = FittedHead.load(resolve_run(run, out) / HEAD)
     if (dataset is None) == (not image and not text):
         raise UsageError("Give --dataset, or --image and --text: what is to be labelled?")
     if dataset is not None:
         seen = read_seen(resolve_run(changed_since, out)) if changed_since else None
-        found = predicting.predict_dataset(head, ec.open(cache)[dataset], split, seen)
+        whole = submission is not None
+        found = predicting.predict_dataset(head, ec.open(cache)[dataset], split, seen, fill=whole)
     else:
         where = dict(_assignment(one) for one in checkpoint or [])
         options = ec.Options(device=device)
         found = predicting.predict_items(head, image or [], text or [], checkpoints=where, options=options)
+    found = replace(found, empty=rule)
     if submission is not None:
-        predicting.write_submission(submission, found)
+        write_submission(submission, found, ec.open(cache)[dataset].record.adapter if dataset is not None else None)
         _say(f"{len(found.ids):,} rows in {submission}")
+    if table is not None:
+        write_table(table, found)
+        _say(f"{len(found.ids):,} rows in {table}")
     if as_json:
-        _print_json({"predictions": found.table().to_pylist(), "failures": dict(found.failures)})
-    elif submission is None:
+        _print_json({"predictions": found.rows(), "failures": dict(found.failures)})
+    elif submission is None and table is None:
         _print_predictions(found)
+    _say_exceptions(found)
+
+
+def _say_exceptions(found: Predictions) -> None:
+    """What was not predicted as the rest was, on stderr."""
     for name, reason in list(found.failures.items())[:5]:
         _say(f"not predicted: {name}: {reason}")
+    if len(found.failures) > 5:
+        _say(f"not predicted: {len(found.failures) - 5:,} more")
+    if found.filled:
+        named = [f"{name} ({reason})" for name, reason in list(found.filled.items())[:5]]
+        more = f", and {len(found.filled) - 5:,} more" if len(found.filled) > 5 else ""
+        _say(f"{len(found.filled):,} rows lack features, and something stood in for them: {', '.join(named)}{more}")
+    if bare := int(found.bare.sum()):
+        given = {"top": "given their most probable one", "keep": "left without one"}[found.empty]
+        _say(f"{bare:,} rows reach no label's threshold: {given} (--empty top|keep)")
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -492,11 +549,23 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 def _print_predictions(found: Predictions) -> None:
+    if found.kind == "multi":
+        _print_label_sets(found)
+        return
     table = _table("item", "label", "probability", "then", right=("probability",))
     for name, best in zip(found.ids, found.top(3), strict=True):
         (label, probability), *others = best
         then = ", ".join(f"{other} {100 * share:.0f} %" for other, share in others)
         table.add_row(name, str(label), f"{100 * probability:.1f} %", then)
+    _show(table)
+
+
+def _print_label_sets(found: Predictions) -> None:
+    table = _table("item", "labels", "then")
+    for name, own, best in zip(found.ids, found.labels(), found.top(len(found.classes)), strict=True):
+        shown = {label: f"{label} {100 * share:.0f} %" for label, share in best}
+        labels = ", ".join(shown.pop(label) for label in own)
+        table.add_row(name, labels or "-", ", ".join(list(shown.values())[:2]))
     _show(table)
 
 
@@ -897,9 +966,9 @@ def list_runs(out: OutOption = Path("runs"), as_json: JsonOption = False) -> Non
     if as_json:
         _print_json(rows)
         return
-    table = _table("run", "features", "test accuracy", right=("test accuracy",))
+    table = _table("run", "features", "score on test", right=("score on test",))
     for row in rows:
-        table.add_row(row["run"], row["features"], row["score"])
+        table.add_row(row["run"], row["features"], f"{row['metric']} {row['score']}")
     _show(table)
 
 

@@ -20,6 +20,12 @@ class Head(Protocol):
     def build(self, parameters: Mapping[str, Any], seed: int) -> Any:
         """An unfitted scikit-learn estimator."""
 
+    def several_labels(self, estimator: Any) -> Any:
+        """What ``build`` or ``brief`` made, unfitted, for indicators (n, labels) instead of codes.
+
+        Fitted, its ``predict_proba`` gives (n, labels), whatever labels training lacks.
+        """
+
     def canonical(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters that have an effect, defaults filled in: candidates that agree are fitted once."""
 

@@ -44,12 +44,26 @@ class Selection(_Strict):
     seed: int = 0
 
 
+class Threshold(_Strict):
+    """Where a label of a multi-label target begins to be predicted.
+
+    tune: for F1, or for as many false positives as false negatives. per: a threshold per label, or one for all.
+    fixed: this one instead, untuned.
+    """
+
+    tune: Literal["f1", "balance"] = "f1"
+    per: Literal["label", "all"] = "label"
+    fixed: float | None = Field(None, ge=0, le=1)
+
+
 class HeadConfig(_Strict):
     """One head or one search over heads.
 
     features: sets to compare, each a list of feature sets to fuse; None is everything that the cache holds, fused.
     transform: steps for the fused matrix, or steps by feature set. validation, test: shares that are carved out where
-    the data set publishes none (test only where it publishes no split at all).
+    the data set publishes none (test only where it publishes no split at all). score: what the search maximises; None
+    is accuracy, or f1_micro where samples have several labels. threshold: for those alone; a number is a fixed one,
+    None tunes one per label for F1.
     """
 
     head: str = "logistic"
@@ -61,7 +75,8 @@ class HeadConfig(_Strict):
     grid: dict[str, list[Any]] | list[dict[str, list[Any]]] = Field(default_factory=dict)
     cv: Folds | None = None
     search: Literal["grid"] = "grid"
-    score: str = "accuracy"
+    score: str | None = None
+    threshold: Threshold | None = None
     select: Selection = Field(default_factory=Selection)
     validation: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
@@ -72,6 +87,11 @@ class HeadConfig(_Strict):
     @classmethod
     def _read_features(cls, value: Any) -> Any:
         return None if value is None else feature_sets(value)
+
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def _read_threshold(cls, value: Any) -> Any:
+        return {"fixed": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
     @field_validator("fixed", "grid", "cv", "select", mode="before")
     @classmethod
@@ -234,6 +254,6 @@ def _reason(item: Any) -> str:
 
 
 def _known_keys(path: Sequence[Any]) -> list[str]:
-    nested: dict[str, type[BaseModel]] = {"cv": Folds, "select": Selection}
+    nested: dict[str, type[BaseModel]] = {"cv": Folds, "select": Selection, "threshold": Threshold}
     model = nested.get(str(path[0]), HeadConfig) if path else HeadConfig
     return list(model.model_fields)

@@ -19,25 +19,32 @@ from embedcache.samples import META_PREFIX, TARGET_PREFIX, combined, nested_subs
 from embedcache.view import Features, shared_groups, target_name
 from heads import head_named
 from heads.base import Head, check_parameters
-from heads.config import HeadConfig, Selection
+from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.grid import UNFIT, Candidates, SearchResult, candidates, estimate_seconds, search
-from heads.metrics import Interval, scores
+from heads.kinds import KINDS, Kind, Targets, Truth
+from heads.metrics import Interval
+from heads.multilabel import indicators, is_multilabel, strata
 from heads.saved import FittedHead, bindings
 from heads.splits import Rows, Splits, folds, make_splits
+from heads.thresholds import DEFAULT, tune
 from heads.transforms import build, for_sets
 
 SCORED_SPLITS = ("validation", "test")
+FEW = 5
+"""Positives below which a label's own threshold is more chance than knowledge: that is said."""
+_CHUNK = 8192
 
 
 @dataclass(frozen=True)
 class Scored:
     """A split's samples with their probabilities, and the scores.
 
-    ids: (n,). truth: codes (n,). probabilities: (n, classes). scores: metric to interval; empty without truth.
+    ids: (n,). truth: codes (n,) or indicators (n, labels). probabilities: (n, classes). scores: metric to interval;
+    empty without truth.
     """
 
     ids: npt.NDArray[np.object_]
-    truth: Rows
+    truth: Truth
     probabilities: npt.NDArray[np.float64]
     scores: Mapping[str, Interval]
 
@@ -80,7 +87,7 @@ class Preview:
 class Task:
     """A configuration made ready on a cache: what ``fit`` runs and ``preview`` describes.
 
-    base: the samples that all feature sets have, without vectors. codes: class of each, -1 without a target.
+    base: the samples that all feature sets have, without vectors. targets: what is to be predicted of them.
     """
 
     config: HeadConfig
@@ -89,12 +96,41 @@ class Task:
     sets: tuple[Features, ...]
     base: Features
     target: str
-    classes: tuple[Any, ...]
-    codes: Rows
+    targets: Targets
     splits: Splits
     found: Candidates
     jobs: int
     left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Kind:
+        """One label per sample, or several."""
+        return KINDS[self.targets.kind]
+
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """The classes or labels, in order."""
+        return self.targets.classes
+
+    @property
+    def codes(self) -> Truth:
+        """Codes (n,) or indicators (n, labels) of the base's samples; -1 without a target."""
+        return self.targets.codes
+
+    @property
+    def score(self) -> str:
+        """What the search maximises."""
+        return self.config.score or self.kind.default_score
+
+    @property
+    def threshold(self) -> Threshold:
+        """Where labels begin to be predicted, if samples may have several."""
+        return self.config.threshold or Threshold()
+
+    @property
+    def tunes(self) -> bool:
+        """Whether thresholds are tuned."""
+        return self.targets.kind == "multi" and self.threshold.fixed is None
 
 
 def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
@@ -104,35 +140,32 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     """
     head = head_named(config.head)
     check_parameters(head, set(config.fixed))
-    _check_score(config.score)
     opened = open_cache(cache)
     dataset = opened[config.dataset] if config.dataset else opened.only()
     sets = _feature_sets(dataset, config)
     _check_transform(config, sets)
     base, left_out = _common(dataset, sets, config.select)
     target = target_name(dataset.table, config.select.target)
-    classes, codes = _codes(base, target)
-    groups = shared_groups(base)
+    targets = _targets(base, target, config)
+    kind = KINDS[targets.kind]
+    kind.check_score(config.score or kind.default_score)
     splits = make_splits(
-        base, codes, groups, validation=None if config.cv else config.validation, test=config.test, seed=config.seed
+        base,
+        targets.strata,
+        shared_groups(base),
+        validation=None if config.cv else config.validation,
+        test=config.test,
+        seed=config.seed,
     )
     found = candidates(head, config.fixed, config.grid)
-    return Task(
-        config, dataset, head, sets, base, target, classes, codes, splits, found, config.jobs or _cores(), left_out
-    )
+    jobs = config.jobs or _cores()
+    return Task(config, dataset, kind.head(head), sets, base, target, targets, splits, found, jobs, left_out)
 
 
 def _cores() -> int:
     import joblib
 
     return int(joblib.cpu_count())
-
-
-def _check_score(name: str) -> None:
-    from sklearn.metrics import get_scorer_names
-
-    if name not in get_scorer_names():
-        raise unknown_name("score", name, get_scorer_names())
 
 
 def _check_transform(config: HeadConfig, sets: Sequence[Features]) -> None:
@@ -181,13 +214,23 @@ def _filtered(dataset: CachedDataset, rows: Rows, wanted: Mapping[str, Any]) -> 
     return rows
 
 
+def _targets(base: Features, target: str, config: HeadConfig) -> Targets:
+    """What is to be predicted: lists of labels make a multi-label task."""
+    column = base.table.samples[TARGET_PREFIX + target]
+    if is_multilabel(column):
+        labels, flags = indicators(combined(column).take(pa.array(base.sample_rows)), target)
+        return Targets("multi", labels, flags, strata(flags, 2))
+    if config.threshold is not None:
+        raise UsageError(f"'threshold' is for several labels per sample; the target {target!r} has one.")
+    classes, codes = _codes(base, target)
+    return Targets("single", classes, codes, codes)
+
+
 def _codes(base: Features, target: str) -> tuple[tuple[Any, ...], Rows]:
     """Sorted classes and the code of each sample, -1 without a target."""
     labels = base.target(target)
     labelled = np.array([label is not None and label == label for label in labels])  # NaN is no label
     for label in labels[labelled]:
-        if isinstance(label, list):
-            raise UsageError(f"The target {target!r} has several labels per sample; this head takes one.")
         if not isinstance(label, str | int | float):
             raise UsageError(f"The target {target!r} holds a {type(label).__name__}; a label is a text or a number.")
     if not labelled.any():
@@ -202,11 +245,11 @@ def _codes(base: Features, target: str) -> tuple[tuple[Any, ...], Rows]:
 
 @dataclass(frozen=True)
 class _Ready:
-    """One choice of features with its matrix; unit rows by split."""
+    """One choice of features with its matrix; unit rows by split. codes: as in ``Targets``, of the units."""
 
     features: Features
     x: npt.NDArray[np.float32]
-    codes: Rows
+    codes: Truth
     groups: Rows
     base_row: Rows
     rows: Mapping[str, Rows]
@@ -259,11 +302,12 @@ def _preview(task: Task, ready: _Ready) -> Preview:
 
 
 def _n_fits(task: Task) -> int:
-    """Trainings: unique candidates times folds (or once on the validation split), and the final one."""
+    """Trainings: unique candidates times folds (or once on the validation split), the final one, and for thresholds."""
+    out_of_fold = task.config.cv.folds if task.config.cv and task.tunes and not len(task.splits.validation) else 0
     if not task.config.searches:
-        return 1
+        return 1 + out_of_fold
     per_candidate = task.config.cv.folds if task.config.cv else 1
-    return len(task.found.unique) * per_candidate + 1
+    return len(task.found.unique) * per_candidate + 1 + out_of_fold
 
 
 def fit(task: Task, *, progress: bool = False) -> list[FittedRun]:
@@ -278,7 +322,9 @@ def _fit_one(task: Task, ready: _Ready, progress: bool) -> FittedRun:
     found, splitter = _search(task, ready, steps, progress) if task.config.searches else (None, None)
     point = task.found.points[found.best] if found is not None else {}
     parameters = {**task.config.fixed, **point}
-    estimator = _final(task, ready, steps, parameters)
+    estimator = _fitted(task, ready, steps, parameters, ready.rows["train"])
+    thresholds, said = _thresholds(task, ready, estimator, steps, parameters)
+    prior = task.kind.prior(task.codes[task.splits.train], len(task.classes))
     head = FittedHead(
         task.head.name,
         task.dataset.name,
@@ -287,13 +333,17 @@ def _fit_one(task: Task, ready: _Ready, progress: bool) -> FittedRun:
         bindings(ready.features),
         task.config.select.captions,
         estimator,
+        task.targets.kind,
+        thresholds,
+        tuple(_mean(ready.x, ready.rows["train"]).tolist()),
+        tuple(prior.tolist()),
     )
     scored = {name: _scored(task, ready, head, name) for name in SCORED_SPLITS if len(ready.rows[name])}
     unlabelled = _unlabelled(task, ready)
     if len(unlabelled):
-        scored["unlabelled"] = _averaged(task, ready, head, unlabelled)
+        scored["unlabelled"] = _averaged(task, ready, unlabelled, head.predict_proba(ready.x[unlabelled]))
     counts = {name: len(getattr(task.splits, name)) for name in ("train", *SCORED_SPLITS)}
-    notes = (*task.splits.notes, *_convergence(found))
+    notes = (*task.splits.notes, *_convergence(found), *said)
     return FittedRun(
         ready.features, head, parameters, scored, counts, found, splitter, notes, time.perf_counter() - began
     )
@@ -310,7 +360,7 @@ def _search(task: Task, ready: _Ready, steps: list[tuple[str, Any]], progress: b
     train = ready.rows["train"]
     if task.config.cv is not None:
         x, codes = ready.x[train], ready.codes[train]
-        parts, splitter = folds(codes, ready.groups[train], task.config.cv.folds, task.config.cv.seed)
+        parts, splitter = _folds(task, ready, task.config.cv)
     else:
         both = np.concatenate([train, ready.rows["validation"]])
         x, codes = ready.x[both], ready.codes[both]
@@ -324,7 +374,7 @@ def _search(task: Task, ready: _Ready, steps: list[tuple[str, Any]], progress: b
         x,
         codes,
         parts,
-        task.config.score,
+        task.score,
         seed=task.config.seed,
         jobs=task.jobs,
         progress=progress,
@@ -332,33 +382,114 @@ def _search(task: Task, ready: _Ready, steps: list[tuple[str, Any]], progress: b
     return found, splitter
 
 
-def _final(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any]) -> Any:
-    """The chosen candidate, fitted on all training rows and made fit to save."""
+def _folds(task: Task, ready: _Ready, cv: Folds) -> tuple[list[tuple[Rows, Rows]], str]:
+    """Folds of the training rows, and the name of their splitter."""
+    train = ready.rows["train"]
+    return folds(task.kind.strata(ready.codes[train], cv.folds), ready.groups[train], cv.folds, cv.seed)
+
+
+def _fitted(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], rows: Rows) -> Any:
+    """The chosen candidate, fitted on these rows and made fit to save."""
     import warnings
 
+    from sklearn.base import clone
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.pipeline import Pipeline
 
-    pipeline = Pipeline([*steps, ("head", task.head.build(parameters, task.config.seed))])
-    train = ready.rows["train"]
+    pipeline = clone(Pipeline([*steps, ("head", task.head.build(parameters, task.config.seed))]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "Label .* is present in all training examples")  # said in a note
         try:
-            pipeline.fit(ready.x[train], ready.codes[train])
+            pipeline.fit(ready.x[rows], ready.codes[rows])
         except UNFIT as error:
             raise UsageError(f"scikit-learn cannot fit the head {task.head.name!r}: {error}") from error
     task.head.slim(pipeline[-1])
     return pipeline
 
 
+def _mean(x: npt.NDArray[np.float32], rows: Rows) -> npt.NDArray[np.float64]:
+    """The mean vector of some rows, (dims,), without a copy of them all."""
+    total = np.zeros(x.shape[1])
+    for start in range(0, len(rows), _CHUNK):
+        total += x[rows[start : start + _CHUNK]].sum(0, dtype=np.float64)
+    return total / len(rows)
+
+
+def _thresholds(
+    task: Task, ready: _Ready, estimator: Any, steps: list[tuple[str, Any]], parameters: Mapping[str, Any]
+) -> tuple[tuple[float, ...], list[str]]:
+    """A threshold for each label, and what is to be said of them; none where samples have one label.
+
+    Tuned on the validation rows; with ``cv`` and no such rows, on out-of-fold probabilities of the training rows by
+    the chosen candidate. Never on test rows. Where there is neither, they are 0.5.
+    """
+    if task.targets.kind == "single":
+        return (), []
+    learned, notes = _learned(task)
+    rule, cv = task.threshold, task.config.cv
+    if rule.fixed is not None:
+        return (rule.fixed,) * len(task.classes), [*notes, f"threshold {rule.fixed:g} for every label, not tuned"]
+    rows = ready.rows["validation"]
+    if not len(rows) and cv is None:
+        return (DEFAULT,) * len(task.classes), [
+            *notes,
+            f"no validation rows to tune on: threshold {DEFAULT} for every label",
+        ]
+    if cv is None or len(rows):
+        held = _averaged(task, ready, rows, estimator.predict_proba(ready.x[rows]))
+        where = f"{len(held.ids):,} validation samples: their own scores flatter"
+    else:
+        held = _averaged(task, ready, ready.rows["train"], _out_of_fold(task, ready, steps, parameters, cv))
+        where = f"out-of-fold probabilities of {len(held.ids):,} training samples"
+    tuned = tune(held.truth > 0, held.probabilities, rule.tune, rule.per, learned)
+    aim = {"f1": "F1", "balance": "as many false positives as false negatives"}[rule.tune]
+    many = {"label": "one per label", "all": "one for all"}[rule.per]
+    notes.append(f"thresholds tuned for {aim}, {many}, on {where}")
+    if unknown := [str(task.classes[code]) for code in np.flatnonzero(tuned.defaulted & learned)]:
+        notes.append(f"threshold {DEFAULT} for labels without a positive there: {_first(unknown)}")
+    few = ~tuned.defaulted & ((held.truth > 0).sum(0) < FEW)
+    if rule.per == "label" and few.any():
+        notes.append(f"{few.sum()} thresholds rest on fewer than {FEW} positives each: one for all is steadier")
+    return tuple(tuned.thresholds.tolist()), notes
+
+
+def _learned(task: Task) -> tuple[npt.NDArray[np.bool_], list[str]]:
+    """Labels that some training rows have and some have not, (labels,), and a note that names the others."""
+    own = task.codes[task.splits.train] > 0
+    never, always = ~own.any(0), own.all(0)
+    notes = []
+    for constant, what in ((never, "no training row has"), (always, "all training rows have")):
+        if constant.any():
+            names = [str(task.classes[code]) for code in np.flatnonzero(constant)]
+            notes.append(f"labels that {what}, threshold {DEFAULT}: {_first(names)}")
+    return np.asarray(~(never | always)), notes
+
+
+def _first(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _out_of_fold(
+    task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], cv: Folds
+) -> npt.NDArray[np.float64]:
+    """Probabilities (training rows, labels), each row's by a head that was fitted without its fold."""
+    train = ready.rows["train"]
+    parts, _ = _folds(task, ready, cv)
+    found = np.zeros((len(train), len(task.classes)))
+    for kept, held in parts:
+        found[held] = _fitted(task, ready, steps, parameters, train[kept]).predict_proba(ready.x[train[held]])
+    return found
+
+
 def _unlabelled(task: Task, ready: _Ready) -> Rows:
     """Units of samples without a target: predicted, never scored."""
-    return np.flatnonzero(task.codes[ready.base_row] < 0)
+    return np.flatnonzero(task.targets.strata[ready.base_row] < 0)
 
 
-def _averaged(task: Task, ready: _Ready, head: FittedHead, rows: Rows) -> Scored:
+def _averaged(task: Task, ready: _Ready, rows: Rows, probabilities: npt.NDArray[np.float64]) -> Scored:
     """Probabilities per sample: where a sample has several units (captions), their mean."""
-    probabilities = head.predict_proba(ready.x[rows])
     samples, inverse = np.unique(ready.base_row[rows], return_inverse=True)
     mean = np.zeros((len(samples), probabilities.shape[1]))
     np.add.at(mean, inverse, probabilities)
@@ -367,5 +498,7 @@ def _averaged(task: Task, ready: _Ready, head: FittedHead, rows: Rows) -> Scored
 
 
 def _scored(task: Task, ready: _Ready, head: FittedHead, split: str) -> Scored:
-    found = _averaged(task, ready, head, ready.rows[split])
-    return replace(found, scores=scores(found.truth, found.probabilities, task.config.seed))
+    rows = ready.rows[split]
+    found = _averaged(task, ready, rows, head.predict_proba(ready.x[rows]))
+    scores = task.kind.scores(found.truth, found.probabilities, head.thresholds, task.config.seed)
+    return replace(found, scores=scores)

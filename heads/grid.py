@@ -22,6 +22,7 @@ from embedcache.provenance import canonical_json
 from heads.base import Head, check_parameters
 
 Rows = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.integer[Any]]
 Matrix = npt.NDArray[np.float32]
 PROBE_ROWS = 1000
 PROBED = 8
@@ -78,7 +79,7 @@ def estimate_seconds(
     head: Head,
     parameters: Sequence[Mapping[str, Any]],
     x: Matrix,
-    codes: Rows,
+    codes: Codes,
     fits: int,
     rows: int,
     jobs: int,
@@ -108,7 +109,7 @@ def search(
     fixed: Mapping[str, Any],
     transform: Sequence[tuple[str, Any]],
     x: Matrix,
-    codes: Rows,
+    codes: Codes,
     folds: Sequence[tuple[Rows, Rows]],
     score: str,
     *,
@@ -116,7 +117,9 @@ def search(
     jobs: int,
     progress: bool,
 ) -> SearchResult:
-    """Fit every unique candidate on every fold. x: float32 (n, dims) of the training rows; codes: int64 (n,).
+    """Fit every unique candidate on every fold. x: float32 (n, dims) of the training rows.
+
+    codes: classes, int64 (n,), or indicators, int8 (n, labels).
 
     Raises UsageError where a transform or not one candidate could be fitted and scored on all folds.
     """
@@ -149,9 +152,9 @@ def search(
 @dataclass(frozen=True)
 class _Fold:
     x_train: Matrix
-    y_train: Rows
+    y_train: Codes
     x_test: Matrix
-    y_test: Rows
+    y_test: Codes
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class _Outcome:
 
 
 def _transformed(
-    transform: Sequence[tuple[str, Any]], x: Matrix, codes: Rows, folds: Sequence[tuple[Rows, Rows]]
+    transform: Sequence[tuple[str, Any]], x: Matrix, codes: Codes, folds: Sequence[tuple[Rows, Rows]]
 ) -> Iterator[_Fold]:
     """Each fold with its transforms fitted on its training rows, made when its first candidate is due."""
     from sklearn.base import clone
@@ -182,7 +185,7 @@ def _transformed(
         yield _Fold(x_train, codes[train], x_test, codes[held])
 
 
-def _fit(estimator: Any, x: Matrix, codes: Rows) -> bool:
+def _fit(estimator: Any, x: Matrix, codes: Codes) -> bool:
     """Fit; whether the iterations ran out before convergence, which a short search does on purpose."""
     from sklearn.exceptions import ConvergenceWarning
 
@@ -200,7 +203,9 @@ def _fit_and_score(estimator: Any, fold: _Fold, score: str) -> _Outcome:
     try:
         unconverged = _fit(estimator, fold.x_train, fold.y_train)
         fitted = time.perf_counter()
-        value = float(get_scorer(score)(estimator, fold.x_test, fold.y_test))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a label that a fold lacks is 0 for every candidate
+            value = float(get_scorer(score)(estimator, fold.x_test, fold.y_test))
     except UNFIT as error:
         return _Outcome(float("nan"), time.perf_counter() - began, 0.0, False, str(error))
     return _Outcome(value, fitted - began, time.perf_counter() - fitted, unconverged)

@@ -1,4 +1,7 @@
-"""Logistic regression: scikit-learn's ``LogisticRegression``, by its own parameter names."""
+"""Logistic regression: scikit-learn's ``LogisticRegression``, by its own parameter names.
+
+For several labels per sample one binary regression per label, by ``OneVsRestClassifier``.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,12 @@ class Logistic:
 
         return LogisticRegression(**{**DEFAULTS, **parameters}, random_state=seed)
 
+    def several_labels(self, estimator: Any) -> Any:
+        """One binary regression per label; a label on all or on none of the training rows gets that constant."""
+        from sklearn.multiclass import OneVsRestClassifier
+
+        return OneVsRestClassifier(estimator)
+
     def canonical(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Every parameter has an effect."""
         return {**_defaults(), **DEFAULTS, **parameters}
@@ -39,8 +48,21 @@ class Logistic:
         return self.build({**parameters, "max_iter": PROBE_ITERATIONS}, seed)
 
     def slim(self, estimator: Any) -> Any:
-        """Nothing to drop."""
+        """One regression: nothing to drop. One per label: constants in a type that is safe to load."""
+        from sklearn.linear_model import LogisticRegression
+
+        fitted: list[Any] = getattr(estimator, "estimators_", [])
+        for label, one in enumerate(fitted):
+            if not isinstance(one, LogisticRegression):
+                fitted[label] = _constant(one.predict_proba([[0.0]])[0])
         return estimator
+
+
+def _constant(probabilities: Any) -> Any:
+    """A public estimator that gives every row these probabilities of 0 and 1."""
+    from sklearn.dummy import DummyClassifier
+
+    return DummyClassifier(strategy="prior").fit([[0.0], [0.0]], [0, 1], sample_weight=probabilities)
 
 
 def _defaults() -> dict[str, Any]:

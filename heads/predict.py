@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,23 +15,55 @@ import pyarrow as pa
 from embedcache.cache import CachedDataset
 from embedcache.encoding import EncoderReference, Encodings, encode
 from embedcache.errors import AllItemsFailedError, UsageError
-from embedcache.files import replacing
 from embedcache.options import Options
 from embedcache.provenance import Modality
 from embedcache.view import CAPTIONS, Features, content_digests
-from heads.saved import FeatureBinding, FittedHead
+from heads.kinds import KindName
+from heads.saved import FeatureBinding, FittedHead, label_sets
+from heads.thresholds import Flags, decide
 
 TOP = 5
+Empty = Literal["top", "keep"]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Labels with probabilities. ids: (n,). probabilities: (n, classes). failures: id to reason, not among ``ids``."""
+    """Labels with probabilities. ids: (n,). probabilities: (n, classes). failures: id to reason, not among ``ids``.
+
+    kind, thresholds: the head's. filled: id to what stood in for features that it lacks. empty: what a row of the kind
+    ``multi`` gets that reaches no threshold: its most probable label (``top``), or none (``keep``).
+    """
 
     ids: tuple[str, ...]
     classes: tuple[Any, ...]
     probabilities: npt.NDArray[np.float64]
     failures: Mapping[str, str]
+    kind: KindName = "single"
+    thresholds: tuple[float, ...] = ()
+    filled: Mapping[str, str] = field(default_factory=dict)
+    empty: Empty = "top"
+
+    @cached_property
+    def reached(self) -> Flags:
+        """What is predicted by itself, bool (n, classes): the most probable class, or what reaches its threshold."""
+        if self.kind == "multi":
+            return decide(self.probabilities, self.thresholds)
+        return self._most_probable()
+
+    @property
+    def bare(self) -> Flags:
+        """Rows that reach no threshold, bool (n,)."""
+        return np.asarray(~self.reached.any(1))
+
+    def _most_probable(self) -> Flags:
+        return np.asarray(np.arange(len(self.classes)) == self.probabilities.argmax(1)[:, None])
+
+    def labels(self) -> list[list[Any]]:
+        """The labels of each id, in the order of the classes."""
+        flags = self.reached
+        if self.empty == "top":
+            flags = flags | (self.bare[:, None] & self._most_probable())
+        return list(label_sets(self.classes, flags))
 
     def top(self, k: int = TOP) -> list[list[tuple[Any, float]]]:
         """The ``k`` most probable labels of each id with their probabilities, best first."""
@@ -41,8 +73,28 @@ class Predictions:
             for codes, row in zip(order, self.probabilities, strict=True)
         ]
 
-    def table(self) -> pa.Table:
-        """One row per id: label, probability, the five most probable labels and their probabilities."""
+    def rows(self) -> list[dict[str, Any]]:
+        """A mapping per id, for JSON.
+
+        label, probability, the five most probable labels and their probabilities; of the kind ``multi`` the labels and
+        the probability of each label there is. filled: None, or what stood in for features that it lacks.
+        """
+        filled = [self.filled.get(name) for name in self.ids]
+        if self.kind == "single":
+            rows = self._table().to_pylist()
+            return [{**row, "filled": reason} for row, reason in zip(rows, filled, strict=True)]
+        names = [str(label) for label in self.classes]
+        return [
+            {
+                "id": name,
+                "labels": [str(label) for label in own],
+                "probabilities": dict(zip(names, row.tolist(), strict=True)),
+                "filled": reason,
+            }
+            for name, own, row, reason in zip(self.ids, self.labels(), self.probabilities, filled, strict=True)
+        ]
+
+    def _table(self) -> pa.Table:
         best = self.top()
         return pa.table({
             "id": pa.array(self.ids, pa.string()),
@@ -78,7 +130,8 @@ def predict_items(
     if not kept:
         raise AllItemsFailedError("Nothing could be encoded: " + "; ".join(f"{k}: {v}" for k, v in failures.items()))
     matrix = np.hstack([one.vectors[kept].astype(np.float32) for one in found])
-    return Predictions(tuple(ids[row] for row in kept), head.classes, head.predict_proba(matrix), failures)
+    names = tuple(ids[row] for row in kept)
+    return Predictions(names, head.classes, head.predict_proba(matrix), failures, head.kind, head.thresholds)
 
 
 def _refuse_mismatch(head: FittedHead, given: Mapping[str, Sequence[Any]], needed: set[str]) -> None:
@@ -108,9 +161,18 @@ def _encoded(
 
 
 def predict_dataset(
-    head: FittedHead, dataset: CachedDataset, split: str | None = None, seen: pa.Table | None = None
+    head: FittedHead,
+    dataset: CachedDataset,
+    split: str | None = None,
+    seen: pa.Table | None = None,
+    *,
+    fill: bool = False,
 ) -> Predictions:
-    """Labels of a cached data set's samples, or of one split; samples without all features are named as failures.
+    """Labels of a cached data set's samples, or of one split, in the data set's order.
+
+    Samples without all features are named as failures. With ``fill`` they are predicted too, from what they have: in
+    place of each feature set that one lacks stands the mean vector of the training rows, and where it lacks all of
+    them, the share of the training samples that have each label is its answer. ``filled`` names them then.
 
     seen: what a run saw (its ``seen.parquet``); only samples that are new since, or whose items have changed, are
     predicted then. Raises MissingFeaturesError where the cache lacks a feature set that the head was fitted on.
@@ -120,15 +182,54 @@ def predict_dataset(
     features = dataset.features(*queries, captions=captions)
     head.check(features)
     whole = Features(dataset.table, (), np.arange(dataset.table.samples.num_rows), "mean", {})
-    chosen, wanted = _of_split(features, split), _of_split(whole, split)
+    wanted = _of_split(whole, split)
+    chosen = features if split is None else features.take(features.splits == split)
     if seen is not None:
         chosen, wanted = _news(chosen, wanted, seen)
     probabilities, samples = _mean_per_sample(head, chosen)
-    lacking = sorted(set(wanted.ids) - set(chosen.ids))
-    failures = dict.fromkeys(map(str, lacking), "it lacks features")
-    ids = chosen.column("id")
-    first = {int(row): str(name) for row, name in zip(chosen.sample_rows, ids, strict=True)}
-    return Predictions(tuple(first[int(row)] for row in samples), head.classes, probabilities, failures)
+    lacking = np.setdiff1d(wanted.sample_rows, samples)
+    failures, filled = dict.fromkeys(map(str, whole.ids[lacking]), "it lacks features"), {}
+    if fill and len(lacking):
+        added, reasons = _filled(head, dataset, queries, lacking)
+        filled, failures = dict(zip(failures, reasons, strict=True)), {}
+        samples = np.concatenate([samples, lacking])
+        order = np.argsort(samples)
+        samples, probabilities = samples[order], np.concatenate([probabilities, added])[order]
+    ids = tuple(map(str, whole.ids[samples]))
+    return Predictions(ids, head.classes, probabilities, failures, head.kind, head.thresholds, filled)
+
+
+def _filled(
+    head: FittedHead, dataset: CachedDataset, queries: Sequence[str], samples: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], list[str]]:
+    """Probabilities (n, classes) of samples that lack feature sets, and what stood in for those of each.
+
+    Several captions are averaged here under every policy but ``first``: what is missing is coarser than that.
+    """
+    if not head.mean or not head.prior:
+        raise UsageError(
+            f"{len(samples)} samples lack features, and the head, saved by an earlier release, does not know what to "
+            "put in their place: fit it again."
+        )
+    x = np.tile(np.array(head.mean, np.float32), (len(samples), 1))
+    lacks = np.ones((len(samples), len(queries)), bool)
+    ends = np.cumsum([one.dim for one in head.features])
+    for number, (query, one) in enumerate(zip(queries, head.features, strict=True)):
+        own = dataset.features(query, captions="first" if head.captions == "first" else "mean")
+        have = np.isin(samples, own.sample_rows)
+        vectors = own.take(np.searchsorted(own.sample_rows, samples[have])).matrix(np.float32)
+        x[have, ends[number] - one.dim : ends[number]] = vectors
+        lacks[:, number] = ~have
+    probabilities = head.predict_proba(x)
+    probabilities[lacks.all(1)] = head.prior
+    names = [one.name.partition("@")[0] for one in head.features]
+    return probabilities, [_stand_in(names, row) for row in lacks]
+
+
+def _stand_in(names: Sequence[str], lacks: Flags) -> str:
+    if lacks.all():
+        return "the training labels' shares"
+    return "the training mean of " + " and ".join(names[int(number)] for number in np.flatnonzero(lacks))
 
 
 def _news(features: Features, wanted: Features, seen: pa.Table) -> tuple[Features, Features]:
@@ -165,11 +266,3 @@ def _mean_per_sample(head: FittedHead, features: Features) -> tuple[npt.NDArray[
     mean = np.zeros((len(samples), found.shape[1]))
     np.add.at(mean, inverse, found)
     return mean / np.bincount(inverse)[:, None], samples
-
-
-def write_submission(path: Path, found: Predictions) -> None:
-    """``id,label`` rows as CSV, in one step."""
-    with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("id", "label"))
-        writer.writerows((name, best[0][0]) for name, best in zip(found.ids, found.top(1), strict=True))

@@ -21,7 +21,11 @@ from embedcache.samples import read_parquet, write_parquet
 from embedcache.view import Features, content_digests
 from heads.config import HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
-from heads.metrics import METRICS, Interval, bootstrap, interval, rank_of_truth
+from heads.kinds import KINDS, KindName
+from heads.metrics import Interval, interval, rank_of_truth
+from heads.multilabel import LabelRow, label_table
+from heads.saved import label_sets
+from heads.thresholds import decide
 from heads.transforms import for_sets
 
 TOP = 5
@@ -94,7 +98,9 @@ def resolved(task: Task) -> HeadConfig:
     """The configuration with what was looked up written out: data set, target, feature sets by fingerprint."""
     select = task.config.select.model_copy(update={"target": task.target})
     features = [_names(one) for one in task.sets]
-    return task.config.model_copy(update={"dataset": task.dataset.name, "features": features, "select": select})
+    threshold = task.threshold if task.targets.kind == "multi" else None
+    found = {"dataset": task.dataset.name, "features": features, "select": select}
+    return task.config.model_copy(update={**found, "score": task.score, "threshold": threshold})
 
 
 def _of_one(config: HeadConfig, features: Features) -> HeadConfig:
@@ -146,6 +152,7 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
     return {
         "dataset": task.dataset.name,
         "target": task.target,
+        "kind": run.head.kind,
         "features": [asdict(one) for one in run.head.features],
         "captions": run.head.captions,
         "head": run.head.head,
@@ -158,9 +165,32 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
             for split, scored in run.scored.items()
             if scored.scores
         },
+        **_multilabel_document(run, task),
         "search": _search_document(run, task),
         "notes": list(run.notes),
         "seconds": round(run.seconds, 3),
+    }
+
+
+def label_tables(run: FittedRun) -> dict[str, list[LabelRow]]:
+    """For several labels per sample: of each scored split a row per label, worst F1 first."""
+    head = run.head
+    return {
+        split: label_table(head.classes, scored.truth > 0, scored.probabilities, head.thresholds)
+        for split, scored in run.scored.items()
+        if scored.scores and head.kind == "multi"
+    }
+
+
+def _multilabel_document(run: FittedRun, task: Task) -> dict[str, Any]:
+    """Labels and thresholds: in the order of the probabilities in ``predictions.parquet``."""
+    if run.head.kind == "single":
+        return {}
+    return {
+        "labels": list(run.head.classes),
+        "thresholds": list(run.head.thresholds),
+        "threshold": task.threshold.model_dump(),
+        "by_label": {split: [asdict(row) for row in rows] for split, rows in label_tables(run).items()},
     }
 
 
@@ -172,7 +202,7 @@ def _search_document(run: FittedRun, task: Task) -> dict[str, Any] | None:
         "candidates": len(task.found.points),
         "fitted": len(task.found.unique),
         "splitter": run.splitter,
-        "score": task.config.score,
+        "score": task.score,
         "best_mean_test_score": best["mean_test_score"],
         "best_std_test_score": best["std_test_score"],
         "seconds": round(run.search.seconds, 3),
@@ -188,13 +218,32 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def predictions(run: FittedRun) -> pa.Table:
-    """One row per scored or unlabelled sample: the five most probable classes, and the rank of the truth."""
-    nothing = Scored(np.zeros(0, object), np.zeros(0, np.int64), np.zeros((0, len(run.head.classes))), {})
-    found = run.scored or {"": nothing}
-    return pa.concat_tables([_prediction_rows(run, split, scored) for split, scored in found.items()])
+    """One row per scored or unlabelled sample.
+
+    The five most probable classes and the rank of the truth; for several labels per sample the true and the predicted
+    ones, and the probability of each label.
+    """
+    classes = len(run.head.classes)
+    truth = np.zeros((0, classes), np.int8) if run.head.kind == "multi" else np.zeros(0, np.int64)
+    found = run.scored or {"": Scored(np.zeros(0, object), truth, np.zeros((0, classes)), {})}
+    rows = {"single": _class_rows, "multi": _label_rows}[run.head.kind]
+    return pa.concat_tables([rows(run, split, scored) for split, scored in found.items()])
 
 
-def _prediction_rows(run: FittedRun, split: str, scored: Scored) -> pa.Table:
+def _label_rows(run: FittedRun, split: str, scored: Scored) -> pa.Table:
+    names = [str(label) for label in run.head.classes]
+    known = (scored.truth >= 0).all(1)
+    predicted = decide(scored.probabilities, run.head.thresholds)
+    return pa.table({
+        "id": pa.array(scored.ids, pa.string()),
+        "split": pa.repeat(pa.scalar(split), len(scored.ids)),
+        "truth": pa.array(label_sets(names, scored.truth > 0), pa.list_(pa.string()), mask=~known),
+        "predicted": pa.array(label_sets(names, predicted), pa.list_(pa.string())),
+        "probabilities": pa.array(list(scored.probabilities), pa.list_(pa.float64())),
+    })  # fmt: skip
+
+
+def _class_rows(run: FittedRun, split: str, scored: Scored) -> pa.Table:
     names = np.array([str(label) for label in run.head.classes], object)
     top = np.argsort(-scored.probabilities, axis=1, kind="stable")[:, :TOP]
     known = scored.truth >= 0
@@ -213,14 +262,20 @@ def _prediction_rows(run: FittedRun, split: str, scored: Scored) -> pa.Table:
 
 
 def compare(task: Task, runs: Sequence[FittedRun], folders: Sequence[str]) -> Comparison | None:
-    """Best first by accuracy on the test split (validation where there is none), with paired differences."""
+    """Best first by accuracy on the test split (validation where there is none), with paired differences.
+
+    By F1 micro where samples have several labels.
+    """
     split = next((name for name in ("test", "validation") if all(name in run.scored for run in runs)), None)
     if split is None:
         return None
-    metric = "accuracy"
+    metric = task.kind.headline
     scored = [run.scored[split] for run in runs]
-    draws = [bootstrap(one.truth, one.probabilities, task.config.seed)[metric] for one in scored]
-    values = [METRICS[metric](one.truth, one.probabilities) for one in scored]
+    draws = [
+        task.kind.draws(one.truth, one.probabilities, run.head.thresholds, task.config.seed)[metric]
+        for run, one in zip(runs, scored, strict=True)
+    ]
+    values = [one.scores[metric].value for one in scored]
     order = sorted(range(len(runs)), key=lambda index: -values[index])
     best = order[0]
     rows = tuple(
@@ -245,18 +300,25 @@ def resolve_run(run: str | Path, out: Path = Path("runs")) -> Path:
 
 
 def listed(out: Path) -> list[dict[str, Any]]:
-    """Recorded runs below ``out``, newest first: name, features and test accuracy of each."""
+    """Recorded runs below ``out``, newest first: name, features and headline score on test of each."""
     rows = []
     for folder in sorted(
         (path.parent for path in out.glob(f"*/{CONFIG}") if path.parent.name != "latest"), reverse=True
     ):
         for file in sorted([*folder.glob(METRICS_FILE), *folder.glob(f"*/{METRICS_FILE}")]):
             found = read_metrics(file.parent)
-            score = found["scores"].get("test", {}).get("accuracy")
+            metric = KINDS[_kind_of(found)].headline
+            score = found["scores"].get("test", {}).get(metric)
             shown = f"{100 * score['value']:.1f} %" if score else "-"
             names = " + ".join(one["name"] for one in found["features"])
-            rows.append({"run": file.parent.relative_to(out).as_posix(), "features": names, "score": shown})
+            name = file.parent.relative_to(out).as_posix()
+            rows.append({"run": name, "features": names, "metric": metric, "score": shown})
     return rows
+
+
+def _kind_of(document: Mapping[str, Any]) -> KindName:
+    """Runs of earlier releases have one label per sample and do not say so."""
+    return "multi" if document.get("kind") == "multi" else "single"
 
 
 def read_seen(folder: Path) -> pa.Table:

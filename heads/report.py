@@ -15,7 +15,8 @@ import numpy as np
 from embedcache.files import replacing
 from heads.fit import FittedRun, Scored, Task
 from heads.metrics import ClassCounts, Codes, Interval, class_counts, confusion
-from heads.record import Comparison
+from heads.multilabel import LabelRow
+from heads.record import Comparison, label_tables
 
 PAGE: Final = "report.html"
 _SHOWN_CLASSES: Final = 30
@@ -52,7 +53,7 @@ def signed(difference: Interval | None) -> str:
 def write(folder: Path, task: Task, runs: Sequence[FittedRun], comparison: Comparison | None) -> Path:
     """Write ``report.html`` into a run's folder."""
     title = f"{task.dataset.name}: {task.config.head}"
-    parts = [f"<h1>{_text(title)}</h1>", f"<p class=sub>target {_text(task.target)}, {len(task.classes)} classes</p>"]
+    parts = [f"<h1>{_text(title)}</h1>", f"<p class=sub>target {_text(_target(task))}</p>"]
     parts.append(_facts(_of_task(task)))
     if comparison is not None:
         parts += _comparison(comparison)
@@ -62,6 +63,11 @@ def write(folder: Path, task: Task, runs: Sequence[FittedRun], comparison: Compa
     with replacing(folder / PAGE) as beside:
         beside.write_text(page, encoding="utf-8")
     return folder / PAGE
+
+
+def _target(task: Task) -> str:
+    what = {"single": "classes", "multi": "labels, any number of them per sample"}[task.targets.kind]
+    return f"{task.target}, {len(task.classes)} {what}"
 
 
 def _document(title: str, body: str) -> str:
@@ -130,9 +136,24 @@ def _run(run: FittedRun, shared: Sequence[str]) -> list[str]:
     if run.search is not None:
         parts += _search_table(run)
     last = next((split for split in ("test", "validation") if split in scored), None)
-    if last is not None:
+    if last is not None and run.head.kind == "multi":
+        parts += _label_table(label_tables(run)[last], last)
+    elif last is not None:
         parts.append(_picture(_confusion_plot(run, scored[last], last), f"confusion matrix of {last}"))
     return parts
+
+
+LABEL_COLUMNS: Final = ("label", "threshold", "TP", "FP", "FN", "TN", "F1", "AP")
+
+
+def label_cells(row: LabelRow) -> tuple[str, ...]:
+    """A label's row of a table as people read it; a dash where there is nothing to divide."""
+    shares = ("-" if value is None else f"{100 * value:.1f} %" for value in (row.f1, row.average_precision))
+    return (str(row.label), f"{row.threshold:.3f}", *map(str, (row.tp, row.fp, row.fn, row.tn)), *shares)
+
+
+def _label_table(rows: Sequence[LabelRow], split: str) -> list[str]:
+    return [f"<h3>Labels on {_text(split)}, worst F1 first</h3>", _table(LABEL_COLUMNS, map(label_cells, rows))]
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -17,6 +17,8 @@ from embedcache.files import replacing, write_json
 from embedcache.provenance import FloatType, StoredType
 from embedcache.store import FeatureFile
 from embedcache.view import Features
+from heads.kinds import KindName
+from heads.thresholds import Flags, decide
 
 FORMAT: Final = 1
 _ESTIMATOR, _HEAD = "estimator.skops", "head.json"
@@ -43,7 +45,9 @@ class FeatureBinding:
 class FittedHead:
     """A fitted pipeline of transforms and estimator, and what it is bound to.
 
-    classes: labels by code. estimator: a scikit-learn pipeline fitted on codes.
+    classes: labels by code. estimator: a scikit-learn pipeline fitted on codes, or for the kind ``multi`` on
+    indicators. thresholds: for that kind, by label. mean: of the training rows' vectors, (sum of dims,). prior: share
+    of the training samples that have each class. Heads of earlier releases have neither mean nor prior.
     """
 
     head: str
@@ -53,16 +57,33 @@ class FittedHead:
     features: tuple[FeatureBinding, ...]
     captions: str
     estimator: Any
+    kind: KindName = "single"
+    thresholds: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ()
+    prior: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        expected = {"single": 0, "multi": len(self.classes)}
+        if len(self.thresholds) != expected.get(self.kind, -1):
+            raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.classes)} classes of kind {self.kind!r}")
+        if len(self.prior) not in (0, len(self.classes)):
+            raise ValueError(f"{len(self.prior)} prior probabilities for {len(self.classes)} classes")
+        if len(self.mean) not in (0, sum(one.dim for one in self.features)):
+            raise ValueError(f"a mean of {len(self.mean)} numbers for {sum(one.dim for one in self.features)}")
 
     def predict_proba(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Probabilities (n, classes) of features (n, sum of dims); a class that training lacked gets zero."""
         found = self.estimator.predict_proba(np.asarray(x, np.float32))
+        if self.kind == "multi":
+            return np.asarray(found, np.float64)
         full = np.zeros((len(found), len(self.classes)))
         full[:, self.estimator.classes_] = found
         return full
 
     def predict(self, x: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
-        """Labels (n,) of features (n, sum of dims)."""
+        """Labels (n,) of features (n, sum of dims); of the kind ``multi``, lists of them."""
+        if self.kind == "multi":
+            return label_sets(self.classes, decide(self.predict_proba(x), self.thresholds))
         labels = np.empty(len(self.classes), object)
         labels[:] = self.classes
         return np.asarray(labels[self.predict_proba(x).argmax(1)])
@@ -104,12 +125,19 @@ class FittedHead:
                 raise DamagedFileError(f"{folder} holds a head of another format; this release reads {FORMAT}.")
             estimator = skops.io.load(folder / _ESTIMATOR, trusted=[])
             document["features"] = tuple(FeatureBinding(**one) for one in document["features"])
-            document["classes"] = tuple(document["classes"])
+            for name in ("classes", "thresholds", "mean", "prior"):
+                document[name] = tuple(document.get(name, ()))
             return cls(**document, estimator=estimator)
         except UntrustedTypesFoundException as error:
             raise DamagedFileError(f"{folder} holds types that are not safe to load; it is refused. {error}") from error
         except (OSError, ValueError, LookupError, TypeError, AttributeError, BadZipFile) as error:
             raise DamagedFileError(f"{folder} holds no head that can be read: {error}") from error
+
+
+def label_sets(classes: Sequence[Any], flags: Flags) -> npt.NDArray[np.object_]:
+    """The labels of each row of (n, labels), as lists, (n,)."""
+    rows = ([classes[int(code)] for code in np.flatnonzero(row)] for row in flags)
+    return np.fromiter(rows, object, len(flags))
 
 
 def asdict_shallow(head: FittedHead) -> dict[str, Any]:

@@ -31,6 +31,10 @@ class SklearnMlp:
 
         return MLPClassifier(**{**parameters, "hidden_layer_sizes": _layers(parameters)}, random_state=seed)
 
+    def several_labels(self, estimator: Any) -> Any:
+        """The same: ``MLPClassifier`` fitted on indicators has a logistic output per label."""
+        return estimator
+
     def canonical(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Without what the solver does not read: ``learning_rate: adaptive`` does nothing under Adam."""
         full = {**_defaults(), **parameters, "hidden_layer_sizes": _layers(parameters)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from embedcache import samples
 from embedcache.catalog import DatasetFolder, DatasetRecord
@@ -19,10 +20,10 @@ from heads.fit import FittedRun, Task, fit, prepare
 CLASSES = ("finch", "heron", "plover")
 
 
-def save_table(cache: Path, table: SampleTable, name: str = "tiny") -> DatasetFolder:
+def save_table(cache: Path, table: SampleTable, name: str = "tiny", adapter: str = "table") -> DatasetFolder:
     """A data set's folder in the cache, without features."""
     folder = DatasetFolder(cache, name)
-    folder.save(DatasetRecord(name, "table", {}, ("tiny.csv",), table.counts, table.notes, "2024-01-01"), table)
+    folder.save(DatasetRecord(name, adapter, {}, ("tiny.csv",), table.counts, table.notes, "2024-01-01"), table)
     return folder
 
 
@@ -111,6 +112,48 @@ def captioned(cache: Path, *, n: int = 72, captions: int = 3, **columns: Any) ->
         "text",
         {text: near(codes[row] % 2, 2, rng, 0.3) for row, own in enumerate(texts) for text in own},
     )
+    return folder
+
+
+LABELS = ("1", "2", "3", "10")
+
+
+def label_lists(n: int) -> list[list[str]]:
+    """Some of ``LABELS`` for each row; every sixteenth has none, the last label is rare."""
+    return [[label for place, label in enumerate(LABELS) if row >> place & 1] for row in range(n)]
+
+
+def tagged(
+    cache: Path,
+    *,
+    n: int = 96,
+    labels: Sequence[Sequence[str] | None] | None = None,
+    split: Sequence[str | None] | None = None,
+    noise: float = 0.2,
+    failed_images: Collection[str] = (),
+    failed_texts: Collection[str] = (),
+    adapter: str = "table",
+    **columns: Any,
+) -> DatasetFolder:
+    """Images with several labels each: the image tells the first two of ``LABELS``, the caption the others.
+
+    Two thirds train, one third test, in blocks of sixteen that hold every set of labels once.
+    """
+    labels = label_lists(n) if labels is None else labels
+    images, texts = [image_name(row) for row in range(n)], [f"caption of {row}" for row in range(n)]
+    split = split if split is not None else ["test" if row // 16 % 3 == 2 else "train" for row in range(n)]
+    target = pa.array(labels, pa.list_(pa.string()))
+    table = samples.build(
+        images, split=split, images=images, texts=[[text] for text in texts], targets={"labels": target}, **columns
+    )
+    folder = save_table(cache, table, adapter=adapter)
+    rng = np.random.default_rng(2)
+    own = np.array([[label in row for label in LABELS] for row in label_lists(n)], float)
+    vectors = 2 * own - 1 + rng.normal(scale=noise, size=own.shape)
+    by_image = {image: row[:2] for image, row in zip(images, vectors, strict=True) if image not in failed_images}
+    by_text = {text: row[2:] for text, row in zip(texts, vectors, strict=True) if text not in failed_texts}
+    add_features(folder, "image", by_image, failed=failed_images)
+    add_features(folder, "text", by_text, failed=failed_texts)
     return folder
 
 

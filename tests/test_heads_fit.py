@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from embedcache import samples
@@ -280,6 +281,9 @@ def several_targets(cache: Path) -> None:
             "weight": [float("nan") if row == 0 else float(row % 2) for row in rows],
             "tags": [["a", "b"] for _ in rows],
             "ragged": [["a"] * (row % 3) for row in rows],
+            "empty": [[] for _ in rows],
+            "unknown": pa.array([None for _ in rows], pa.list_(pa.string())),
+            "shares": [[0.5, float(row)] for row in rows],
             "day": [datetime.date(2024, 1, 1 + row % 2) for row in rows],
             "same": ["x" for _ in rows],
             "none": [None for _ in rows],
@@ -308,12 +312,15 @@ def test_a_target_is_chosen_by_name_and_keeps_its_type(tmp_path: Path, target: s
     [
         ({}, "several targets \\(species, age, .*say which one"),
         ({"target": "specie"}, "target 'specie'. Did you mean 'species'"),
-        ({"target": "tags"}, "'tags' has several labels per sample; this head takes one"),
-        ({"target": "ragged"}, "'ragged' has several labels per sample"),
+        ({"target": "tags"}, "Every sample has the same labels in the target 'tags': there is nothing to learn"),
+        ({"target": "ragged"}, "'ragged' has one label only, 'a': several labels per sample need two"),
+        ({"target": "empty"}, "'empty' has no label at all"),
+        ({"target": "unknown"}, "No sample that has all features has a target 'unknown'"),
+        ({"target": "shares"}, "'shares' holds lists of double; a label is a text or a whole number"),
         ({"target": "day"}, "'day' holds a date; a label is a text or a number"),
         ({"target": "same"}, "'same' has one class only, 'x': there is nothing to learn"),
         ({"target": "none"}, "No sample that has all features has a target 'none'"),
-        ({"target": "tags", "limit": 5}, "'tags' has several labels per sample"),
+        ({"target": "tags", "limit": 5}, "Every sample has the same labels in the target 'tags'"),
     ],
 )
 def test_targets_that_cannot_be_learned_are_refused(tmp_path: Path, select: dict[str, Any], words: str) -> None:

@@ -1,0 +1,93 @@
+"""Predictions as files: what a data set's publishers ask for, or a table with every probability."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from embedcache.errors import UsageError
+from embedcache.files import replacing
+from heads.predict import Predictions
+
+SEPARATORS: Final = (" ", "|", ";")
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a submission calls its two columns. whole_ids: its ids are whole numbers, which JSON tells from texts."""
+
+    id: str
+    label: str
+    whole_ids: bool = False
+
+
+FORMATS: Final[Mapping[str, Format]] = {
+    "comp5329": Format("ImageID", "Labels"),
+    "meli": Format("id", "category"),
+    "vqa": Format("question_id", "answer", whole_ids=True),
+}
+"""By adapter; a data set of another one has ``id`` and ``label``, or ``labels`` where a sample has several."""
+
+
+def write_submission(path: Path, found: Predictions, adapter: str | None = None) -> None:
+    """A row per id, in the order of ``found``: CSV, or a JSON list of objects where the name ends in ``.json``.
+
+    In CSV several labels stand in one cell with a space between them ("|" or ";" where a label has a space).
+    """
+    layout = FORMATS.get(adapter or "", Format("id", "labels" if found.kind == "multi" else "label"))
+    if path.suffix.lower() == ".json":
+        _write_json(path, layout, found)
+        return
+    _write_csv(path, (layout.id, layout.label), zip(found.ids, joined(found), strict=True))
+
+
+def write_table(path: Path, found: Predictions) -> None:
+    """A CSV row per id: labels, the probability of each class, and how a failed item was stood in for."""
+    head = ("id", "labels" if found.kind == "multi" else "label", *(f"probability.{one}" for one in found.classes))
+    rows = (
+        (name, labels, *row.tolist(), found.filled.get(name, ""))
+        for name, labels, row in zip(found.ids, joined(found), found.probabilities, strict=True)
+    )
+    _write_csv(path, (*head, "filled"), rows)
+
+
+def joined(found: Predictions) -> list[str]:
+    """Each id's labels in one text."""
+    if found.kind == "single":
+        return [str(own[0]) for own in found.labels()]
+    separator = _separator(found.classes)
+    return [separator.join(map(str, own)) for own in found.labels()]
+
+
+def _separator(classes: Sequence[Any]) -> str:
+    free = (mark for mark in SEPARATORS if not any(mark in str(label) for label in classes))
+    separator = next(free, None)
+    if separator is None:
+        raise UsageError(f"The labels hold each of {SEPARATORS}: several cannot stand in one cell. Write a .json file.")
+    return separator
+
+
+def _write_json(path: Path, layout: Format, found: Predictions) -> None:
+    values: Iterable[Any] = found.labels() if found.kind == "multi" else joined(found)
+    names: Iterable[Any] = map(_whole, found.ids) if layout.whole_ids else found.ids
+    rows = [{layout.id: name, layout.label: value} for name, value in zip(names, values, strict=True)]
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+
+
+def _whole(name: str) -> int:
+    try:
+        return int(name)
+    except ValueError as error:
+        raise UsageError(f"The id {name!r} is no whole number, as a submission of this data set needs it.") from error
+
+
+def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
