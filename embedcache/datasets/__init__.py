@@ -11,13 +11,14 @@ from embedcache.datasets.base import Dataset, read_image
 from embedcache.datasets.cub import Cub
 from embedcache.datasets.folder import Folder
 from embedcache.datasets.table import Table
+from embedcache.datasets.vqa import Vqa
 from embedcache.errors import DataNotFoundError, UsageError, unknown_name
 
 __all__ = ["ADAPTERS", "Dataset", "discover", "open_dataset", "options_of", "read_image"]
 
-ADAPTERS: Final[Mapping[str, Any]] = {"cub": Cub, "folder": Folder, "table": Table}
+ADAPTERS: Final[Mapping[str, Any]] = {"cub": Cub, "folder": Folder, "table": Table, "vqa": Vqa}
 
-PUBLISHED: Final = ("cub",)
+PUBLISHED: Final = ("cub", "vqa")
 """Adapters that know their published layout by its files, in the order in which they are asked."""
 
 LOCATIONS: Final = frozenset({"captions", "images"})
@@ -27,6 +28,7 @@ LAYOUTS: Final = {
     "cub": "CUB_200_2011/images.txt, image_class_labels.txt, train_test_split.txt; text_c10/ beside it",
     "folder": "images: flat, class/image or split/class/image",
     "table": "CSV, TSV, JSON lines or Parquet with columns for text, image, label (never guessed)",
+    "vqa": "VQA v1, v2: [v2_]OpenEnded_mscoco_train2014_questions.json …, plain, .gz or .zip; COCO's train2014/",
 }
 
 
