@@ -107,7 +107,7 @@ class HeadConfig(_Strict):
         count = type(value) is int and value >= 0
         share = type(value) is float and 0 < value < 1
         if not (count or share or value is None):
-            raise ValueError("expected a share greater than 0 and less than 1, or a count of rows")
+            raise ValueError("expected a count of rows, or a share greater than 0 and less than 1")
         return value
 
     @field_validator("grid")

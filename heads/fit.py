@@ -10,19 +10,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from embedcache.cache import CachedDataset, open_cache
 from embedcache.errors import UsageError, unknown_name
-from embedcache.samples import META_PREFIX, TARGET_PREFIX, combined, nested_subset
 from embedcache.view import Features, shared_groups, target_name
-from heads import head_named
+from heads import head_named, vqa
 from heads.base import Head, check_parameters
 from heads.config import HeadConfig, Selection
 from heads.grid import UNFIT, Candidates, SearchResult, candidates, estimate_seconds, search
-from heads.metrics import Interval, scores
+from heads.metrics import Interval, RowScores, scores
 from heads.saved import FittedHead, bindings
+from heads.selection import Vocabulary, selected, with_top_classes
 from heads.splits import Rows, Splits, folds, make_splits
 from heads.transforms import build, for_sets
 
@@ -34,12 +32,16 @@ class Scored:
     """A split's samples with their probabilities, and the scores.
 
     ids: (n,). truth: codes (n,). probabilities: (n, classes). scores: metric to interval; empty without truth.
+    own: scores that are means of one number a row, each (n,). by_type: scores of parts of the rows, by what divides
+    them.
     """
 
     ids: npt.NDArray[np.object_]
     truth: Rows
     probabilities: npt.NDArray[np.float64]
     scores: Mapping[str, Interval]
+    own: RowScores = field(default_factory=dict)
+    by_type: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Preview:
 class Task:
     """A configuration made ready on a cache: what ``fit`` runs and ``preview`` describes.
 
-    base: the samples that all feature sets have, without vectors. codes: class of each, -1 without a target.
+    base: the samples that all feature sets have, without vectors. codes: class of each, -1 without a target; codes
+    beyond the classes are labels that no class has, in the order of ``unseen``.
     """
 
     config: HeadConfig
@@ -95,6 +98,8 @@ class Task:
     found: Candidates
     jobs: int
     left_out: Mapping[str, int] = field(default_factory=dict)
+    unseen: tuple[Any, ...] = ()
+    vocabulary: Vocabulary | None = None
 
 
 def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
@@ -114,11 +119,33 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     classes, codes = _codes(base, target)
     groups = shared_groups(base)
     splits = make_splits(
-        base, codes, groups, validation=None if config.cv else config.validation, test=config.test, seed=config.seed
+        base,
+        codes,
+        groups,
+        validation=None if config.cv else config.validation,
+        test=config.test,
+        seed=config.seed,
+        published=config.splits == "published",
     )
-    found = candidates(head, config.fixed, config.grid)
+    vocabulary = None
+    if config.select.top_classes is not None:
+        classes, codes, splits, vocabulary = with_top_classes(classes, codes, splits, config.select.top_classes)
+    known = vocabulary.classes if vocabulary is not None else len(classes)
     return Task(
-        config, dataset, head, sets, base, target, classes, codes, splits, found, config.jobs or _cores(), left_out
+        config=config,
+        dataset=dataset,
+        head=head,
+        sets=sets,
+        base=base,
+        target=target,
+        classes=classes[:known],
+        codes=codes,
+        splits=splits,
+        found=candidates(head, config.fixed, config.grid),
+        jobs=config.jobs or _cores(),
+        left_out=left_out,
+        unseen=classes[known:],
+        vocabulary=vocabulary,
     )
 
 
@@ -155,30 +182,10 @@ def _common(dataset: CachedDataset, sets: Sequence[Features], selection: Selecti
         rows = np.intersect1d(rows, one.sample_rows)
         for reason, count in one.left_out.items():
             left_out[reason] = max(count, left_out.get(reason, 0))
-    rows = _filtered(dataset, rows, selection.filter)
-    if selection.limit is not None and selection.limit < len(rows):
-        base = Features(dataset.table, (), rows, "mean", {})
-        labels = [str(label) for label in base.target(selection.target)] if dataset.table.targets else None
-        rows = rows[nested_subset(labels, len(rows), selection.limit, selection.seed)]
+    rows = selected(dataset.table, rows, selection)
     if not len(rows):
         raise UsageError(f"No sample of {dataset.name} is left: {left_out or 'the filter keeps none'}.")
     return Features(dataset.table, (), rows, "mean", {}), left_out
-
-
-def _filtered(dataset: CachedDataset, rows: Rows, wanted: Mapping[str, Any]) -> Rows:
-    """Samples whose columns have one of the wanted values."""
-    samples = dataset.table.samples
-    for name, value in wanted.items():
-        column = next((c for c in (name, META_PREFIX + name, TARGET_PREFIX + name) if c in samples.column_names), None)
-        if column is None:
-            raise unknown_name("column in 'filter':", name, samples.column_names)
-        values = combined(samples[column]).take(pa.array(rows))
-        try:
-            keep = pc.is_in(values, value_set=pa.array(value if isinstance(value, list) else [value], values.type))
-        except (pa.ArrowException, TypeError, OverflowError) as error:
-            raise UsageError(f"'filter': {name} is {values.type}, and cannot be {value!r}.") from error
-        rows = rows[np.asarray(keep)]
-    return rows
 
 
 def _codes(base: Features, target: str) -> tuple[tuple[Any, ...], Rows]:
@@ -368,4 +375,9 @@ def _averaged(task: Task, ready: _Ready, head: FittedHead, rows: Rows) -> Scored
 
 def _scored(task: Task, ready: _Ready, head: FittedHead, split: str) -> Scored:
     found = _averaged(task, ready, head, ready.rows[split])
-    return replace(found, scores=scores(found.truth, found.probabilities, task.config.seed))
+    samples = task.base.take(np.unique(ready.base_row[ready.rows[split]]))
+    own = vqa.row_scores(samples, task.target, head.classes, found.probabilities.argmax(1))
+    by_type = vqa.by_type(samples, found.truth, found.probabilities, own[vqa.METRIC]) if own else {}
+    return replace(
+        found, scores=scores(found.truth, found.probabilities, task.config.seed, own), own=own, by_type=by_type
+    )

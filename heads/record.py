@@ -21,7 +21,7 @@ from embedcache.samples import read_parquet, write_parquet
 from embedcache.view import Features, content_digests
 from heads.config import HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
-from heads.metrics import METRICS, Interval, bootstrap, interval, rank_of_truth
+from heads.metrics import NOWHERE, Interval, bootstrap, interval, rank_of_truth
 from heads.transforms import for_sets
 
 TOP = 5
@@ -135,7 +135,7 @@ def write_run(folder: Path, task: Task, run: FittedRun) -> None:
     write_json(folder / METRICS_FILE, metrics_document(task, run))
     if run.search is not None:
         _write_rows(folder / CV_RESULTS, run.search.rows)
-    write_parquet(folder / PREDICTIONS, predictions(run))
+    write_parquet(folder / PREDICTIONS, predictions(run, task.unseen))
     whole = next(one for one in task.sets if one.names == run.features.names)
     write_parquet(folder / SEEN, content_digests(whole))
     run.head.save(folder / HEAD)
@@ -151,6 +151,7 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
         "head": run.head.head,
         "parameters": plain(run.parameters),
         "classes": len(run.head.classes),
+        **({"vocabulary": asdict(task.vocabulary)} if task.vocabulary is not None else {}),
         "samples": dict(run.counts),
         "left_out": dict(task.left_out),
         "scores": {
@@ -158,6 +159,11 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
             for split, scored in run.scored.items()
             if scored.scores
         },
+        **(
+            {"by_type": parts}
+            if (parts := {name: one.by_type for name, one in run.scored.items() if one.by_type})
+            else {}
+        ),
         "search": _search_document(run, task),
         "notes": list(run.notes),
         "seconds": round(run.seconds, 3),
@@ -187,15 +193,18 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def predictions(run: FittedRun) -> pa.Table:
-    """One row per scored or unlabelled sample: the five most probable classes, and the rank of the truth."""
+def predictions(run: FittedRun, unseen: Sequence[Any] = ()) -> pa.Table:
+    """One row per scored or unlabelled sample: the five most probable classes, and the rank of the truth.
+
+    unseen: labels that no class has, by the codes beyond the classes; they have no rank.
+    """
     nothing = Scored(np.zeros(0, object), np.zeros(0, np.int64), np.zeros((0, len(run.head.classes))), {})
     found = run.scored or {"": nothing}
-    return pa.concat_tables([_prediction_rows(run, split, scored) for split, scored in found.items()])
+    return pa.concat_tables([_prediction_rows(run, split, scored, unseen) for split, scored in found.items()])
 
 
-def _prediction_rows(run: FittedRun, split: str, scored: Scored) -> pa.Table:
-    names = np.array([str(label) for label in run.head.classes], object)
+def _prediction_rows(run: FittedRun, split: str, scored: Scored, unseen: Sequence[Any]) -> pa.Table:
+    names = np.array([str(label) for label in (*run.head.classes, *unseen)], object)
     top = np.argsort(-scored.probabilities, axis=1, kind="stable")[:, :TOP]
     known = scored.truth >= 0
     ranks = np.zeros(len(scored.truth), np.int64)
@@ -208,19 +217,22 @@ def _prediction_rows(run: FittedRun, split: str, scored: Scored) -> pa.Table:
         "predicted": pa.array(names[top[:, 0]], pa.string()),
         "top_classes": pa.array([list(row) for row in names[top]], pa.list_(pa.string())),
         "top_probabilities": pa.array(list(np.take_along_axis(scored.probabilities, top, 1)), pa.list_(pa.float64())),
-        "rank_of_truth": pa.array(ranks, pa.int64(), mask=~known),
+        "rank_of_truth": pa.array(ranks, pa.int64(), mask=~known | (ranks == NOWHERE)),
     })  # fmt: skip
 
 
 def compare(task: Task, runs: Sequence[FittedRun], folders: Sequence[str]) -> Comparison | None:
-    """Best first by accuracy on the test split (validation where there is none), with paired differences."""
+    """Best first by accuracy on the test split (validation where there is none), with paired differences.
+
+    Where the runs have a score of their own (``vqa_accuracy``), that decides.
+    """
     split = next((name for name in ("test", "validation") if all(name in run.scored for run in runs)), None)
     if split is None:
         return None
-    metric = "accuracy"
     scored = [run.scored[split] for run in runs]
-    draws = [bootstrap(one.truth, one.probabilities, task.config.seed)[metric] for one in scored]
-    values = [METRICS[metric](one.truth, one.probabilities) for one in scored]
+    metric = next((name for name in scored[0].own if all(name in one.own for one in scored)), "accuracy")
+    draws = [bootstrap(one.truth, one.probabilities, task.config.seed, one.own)[metric] for one in scored]
+    values = [one.scores[metric].value for one in scored]
     order = sorted(range(len(runs)), key=lambda index: -values[index])
     best = order[0]
     rows = tuple(

@@ -23,7 +23,7 @@ def features_of(n: int, **columns: Any) -> Features:
 
 
 def made(features: Features, codes: np.ndarray, **stated: Any) -> Splits:
-    options: dict[str, Any] = {"validation": 0.1, "test": 0.2, "seed": 0, **stated}
+    options: dict[str, Any] = {"validation": 0.1, "test": None, "seed": 0, **stated}
     return make_splits(features, codes, shared_groups(features), **options)
 
 

@@ -439,7 +439,7 @@ class _Window:
                 if len(self._text) - self._at > _LARGEST or not self._more():
                     raise self._wrong("a JSON value") from error
                 continue
-            if end == len(self._text) and self._more():  # a number may go on
+            if end + len("e+") >= len(self._text) and self._more():  # a number may go on
                 continue
             self._at = end
             return value
@@ -461,10 +461,10 @@ class _Window:
 
     def _more(self) -> bool:
         """Read on, as much again as is at hand; what was passed is forgotten."""
-        rest = self._text[self._at :]
-        chunk = self._stream.read(max(_CHUNK, len(rest)))
-        self._passed += self._at
-        self._text, self._at = rest + chunk, 0
+        chunk = self._stream.read(max(_CHUNK, len(self._text) - self._at))
+        if chunk:
+            self._passed += self._at
+            self._text, self._at = self._text[self._at :] + chunk, 0
         return bool(chunk)
 
     def _wrong(self, expected: str) -> UsageError:
