@@ -70,7 +70,7 @@ METRICS: Final[Mapping[str, Metric]] = {
 
 def row_log_loss(truth: Codes, probabilities: Probabilities) -> npt.NDArray[np.float64]:
     """Negative log probability of the truth for each row, (n,); probabilities are clipped as scikit-learn does."""
-    wide = probabilities.astype(np.float64)
+    wide = probabilities.astype(np.float64, copy=False)
     own = _of_truth(truth, wide) / wide.sum(1)
     return np.asarray(-np.log(np.clip(own, np.finfo(probabilities.dtype).eps, 1.0)))
 

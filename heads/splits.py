@@ -129,15 +129,14 @@ def carve(codes: Rows, groups: Rows, rows: Rows, share: Part, seed: int) -> tupl
 def _counted(y: Rows, groups: Rows, rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
     """(kept, held out): ``count`` rows in whole groups, in an order that holds the classes in proportion.
 
-    A group that would be too much is passed over. Raises UsageError where nothing would be left on a side.
+    A group counts as its first row's class; one that would be too much is passed over. Raises UsageError where nothing
+    would be left on a side.
     """
     if count >= len(rows):
         raise UsageError(f"{count:,} rows cannot be held out of {len(rows):,}: none would be left to train on.")
     _, one_of, of_group, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
-    place = np.empty(len(y), np.int64)
-    place[nested_order(y, len(y), seed)] = np.arange(len(y))
     taken, left = np.zeros(len(sizes), bool), count
-    for group in np.argsort(place[one_of]).tolist():
+    for group in nested_order(y[one_of], len(sizes), seed).tolist():
         if sizes[group] <= left:
             taken[group], left = True, left - sizes[group]
         if not left:
