@@ -2,7 +2,7 @@
 
 Truth is class codes, int64 (n,); probabilities are float (n, classes). A code beyond the classes is a label that no
 class has: such rows are wrong in every score. In ``log_loss`` they have probability 0, clipped as scikit-learn does;
-``balanced_accuracy`` gives each such label a recall of 0; ``macro_f1`` is the mean over the known classes.
+for ``balanced_accuracy`` they are one more class, of recall 0; ``macro_f1`` is the mean over the known classes.
 """
 
 from __future__ import annotations
@@ -109,9 +109,10 @@ def class_counts(
 ) -> ClassCounts:
     """The margins and the diagonal of ``confusion``, without its classes × classes cells; rows may be weighted.
 
-    Labels that no class has come after the classes: the arrays are as long as the largest code asks for.
+    Labels that no class has are counted as one more class, after the others, where there are any.
     """
     right = truth == predicted
+    truth = np.minimum(truth, classes)
     size = max(classes, int(truth.max(initial=-1)) + 1)
     return ClassCounts(
         np.bincount(truth, weights, size),

@@ -77,7 +77,7 @@ def make_splits(
         notes.append(f"{where.format(size) if published else f'{size} carved'} for test, seed {seed}")
     if validation and not len(found["validation"]):
         size = _carve_into(found, "validation", validation, codes, groups, seed)
-        what = f"no validation split is published: {size} of train carved" if published else f"{size} for validation"
+        what = f"no validation split is published: {size} of train carved" if published else f"{size} carved for validation"
         notes.append(f"{what}, seed {seed}")
     return Splits(found["train"], found["validation"], found["test"], tuple(notes))
 

@@ -91,7 +91,7 @@ def test_published_splits_are_put_aside_where_that_is_said() -> None:
     assert [len(found.train), len(found.validation), len(found.test)] == [45, 15, 0]
     assert found.notes == (
         "published splits are put aside: all selected rows are divided anew",
-        "15 rows for validation, seed 0",
+        "15 rows carved for validation, seed 0",
     )
     by_default = made(features, codes, published=False)
     assert [len(by_default.train), len(by_default.validation), len(by_default.test)] == [43, 5, 12]
