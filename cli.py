@@ -434,6 +434,9 @@ def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None, said: 
     for metric in next(iter(scored.values())).scores if scored else ():
         table.add_row(metric, *(shown(metric, one.scores[metric]) for one in scored.values()))
     _show(table)
+    for split, one in scored.items():
+        for part in one.by_type.get("answer_type", ()):
+            typer.echo(f"{split}, {part['type']}: vqa_accuracy {part['vqa_accuracy']:.1%} of {part['count']:,}")
     if run.head.kind == "multi" and scored:
         _print_labels(run, next(split for split in ("test", "validation") if split in scored))
     for note in run.notes:

@@ -264,10 +264,15 @@ def nested_subset(labels: Sequence[Any] | np.ndarray | None, n: int, limit: int,
     Each class's rows are shuffled and spread evenly over [0, 1); the subset is the ``limit`` smallest.
     So the first 1,000 are among the first 10,000, and each prefix holds the classes in proportion.
     """
+    return np.sort(nested_order(labels, n, seed)[:limit])
+
+
+def nested_order(labels: Sequence[Any] | np.ndarray | None, n: int, seed: int = 0) -> np.ndarray:
+    """Row numbers in an order of which every beginning is such a subset; int64, (n,)."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(n)
     if labels is None:
-        return np.sort(order[:limit])
+        return order
     _, codes = np.unique(np.asarray(labels).astype(str), return_inverse=True)
     shuffled = codes[order]
     by_class = np.argsort(shuffled, kind="stable")
@@ -276,7 +281,7 @@ def nested_subset(labels: Sequence[Any] | np.ndarray | None, n: int, limit: int,
     rank = np.empty(n)
     rank[by_class] = np.arange(n) - np.repeat(starts, sizes)
     place = (rank + rng.random(len(sizes))[shuffled]) / sizes[shuffled]
-    return np.sort(order[np.argsort(place, kind="stable")[:limit]])
+    return np.asarray(order[np.argsort(place, kind="stable")])
 
 
 def save(table: SampleTable, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,15 +34,34 @@ class Folds(_Strict):
 class Selection(_Strict):
     """What of a data set a head looks at; chosen when a head is fitted, never at extraction.
 
-    filter: column of the sample table to the value or values to keep. limit: that many samples, seeded,
-    stratified by class and nested.
+    filter: column of the sample table to the value or values to keep, or to a range of numbers ``{from: 1, to: 20}``
+    with both ends in it; in a column of texts a range of whole numbers keeps texts that are whole numbers. limit: that
+    many samples with a target, seeded, stratified by class and nested. top_classes: the head knows only the most
+    frequent classes of the training rows; rows of others leave training, and count as wrong wherever they are scored.
     """
 
     target: str | None = None
     captions: Captions = "mean"
     filter: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(None, ge=1)
+    top_classes: int | None = Field(None, ge=2)
     seed: int = 0
+
+    @field_validator("filter")
+    @classmethod
+    def _refuse_odd_ranges(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, wanted in value.items():
+            if isinstance(wanted, dict):
+                _check_range(name, wanted)
+        return value
+
+
+def _check_range(name: str, wanted: Mapping[str, Any]) -> None:
+    odd = [key for key, bound in wanted.items() if key not in ("from", "to") or type(bound) not in (int, float)]
+    if odd or not wanted:
+        raise ValueError(f"{name}: a range is written {{from: 1, to: 20}}, with numbers; one end may be left out")
+    if wanted.get("from", -math.inf) > wanted.get("to", math.inf):
+        raise ValueError(f"{name}: no number is from {wanted['from']} to {wanted['to']}")
 
 
 class Threshold(_Strict):
@@ -60,10 +80,12 @@ class HeadConfig(_Strict):
     """One head or one search over heads.
 
     features: sets to compare, each a list of feature sets to fuse; None is everything that the cache holds, fused.
-    transform: steps for the fused matrix, or steps by feature set. validation, test: shares that are carved out where
-    the data set publishes none (test only where it publishes no split at all). score: what the search maximises; None
-    is accuracy, or f1_micro where samples have several labels. threshold: for those alone; a number is a fixed one,
-    None tunes one per label for F1.
+    transform: steps for the fused matrix, or steps by feature set. splits: ``published``, or ``carve`` to divide all
+    selected rows as if none were published. validation, test: what is carved out where none is published, a share
+    (0.1) or a count of rows (250; 0 for none). test is 0.2 where no split at all is published; where one is, a test
+    split is carved only if ``test`` is stated and no row of the published one has a target.
+    score: what the search maximises; None is accuracy, or f1_micro where samples have several labels. threshold: for
+    those alone; a number is a fixed one, None tunes one per label for F1.
     """
 
     head: str = "logistic"
@@ -78,8 +100,9 @@ class HeadConfig(_Strict):
     score: str | None = None
     threshold: Threshold | None = None
     select: Selection = Field(default_factory=Selection)
-    validation: float = Field(0.1, gt=0, lt=1)
-    test: float = Field(0.2, gt=0, lt=1)
+    splits: Literal["published", "carve"] = "published"
+    validation: int | float = 0.1
+    test: int | float | None = None
     seed: int = 0
     jobs: int | None = Field(None, ge=1)
 
@@ -97,6 +120,15 @@ class HeadConfig(_Strict):
     @classmethod
     def _read_empty(cls, value: Any, info: Any) -> Any:
         return {} if value is None and info.field_name != "cv" else value
+
+    @field_validator("validation", "test", mode="before")
+    @classmethod
+    def _read_part(cls, value: Any) -> Any:
+        count = type(value) is int and value >= 0
+        share = type(value) is float and 0 < value < 1
+        if not (count or share or value is None):
+            raise ValueError("expected a count of rows, or a share greater than 0 and less than 1")
+        return value
 
     @field_validator("grid")
     @classmethod
@@ -185,14 +217,20 @@ def read_grid(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only; ``1e-3`` is a number, as in YAML 1.2 and everywhere else."""
+    """Plain data only; ``1e-3`` is a number, ``yes`` and ``no`` are texts, as in YAML 1.2 and everywhere else."""
 
 
 class _Dumper(yaml.SafeDumper):
     """Writes what ``_Loader`` reads as the same."""
 
 
+_BOOL = "tag:yaml.org,2002:bool"
 for _kind in (_Loader, _Dumper):
+    _kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+        for first, resolvers in _kind.yaml_implicit_resolvers.items()
+    }
+    _kind.add_implicit_resolver(_BOOL, re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
     _kind.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), "-+0123456789"
     )

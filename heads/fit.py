@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from embedcache.cache import CachedDataset, open_cache
-from embedcache.errors import UsageError, unknown_name
-from embedcache.samples import META_PREFIX, TARGET_PREFIX, combined, nested_subset
+from embedcache.errors import UsageError
+from embedcache.samples import TARGET_PREFIX, combined
 from embedcache.view import Features, shared_groups, target_name
-from heads import head_named
+from heads import head_named, vqa
 from heads.base import Head, check_parameters
 from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.grid import UNFIT, Candidates, SearchResult, candidates, estimate_seconds, search
 from heads.kinds import KINDS, Kind, Targets, Truth
-from heads.metrics import Interval
+from heads.metrics import Interval, RowScores
 from heads.multilabel import indicators, is_multilabel, strata
 from heads.saved import FittedHead, bindings
+from heads.selection import Vocabulary, selected, with_top_classes
 from heads.splits import Rows, Splits, folds, make_splits
 from heads.thresholds import DEFAULT, tune
 from heads.transforms import build, for_sets
@@ -40,13 +40,16 @@ class Scored:
     """A split's samples with their probabilities, and the scores.
 
     ids: (n,). truth: codes (n,) or indicators (n, labels). probabilities: (n, classes). scores: metric to interval;
-    empty without truth.
+    empty without truth. own: scores that are means of one number a row, each (n,). by_type: scores of parts of the
+    rows, by what divides them.
     """
 
     ids: npt.NDArray[np.object_]
     truth: Truth
     probabilities: npt.NDArray[np.float64]
     scores: Mapping[str, Interval]
+    own: RowScores = field(default_factory=dict)
+    by_type: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class Preview:
 class Task:
     """A configuration made ready on a cache: what ``fit`` runs and ``preview`` describes.
 
-    base: the samples that all feature sets have, without vectors. targets: what is to be predicted of them.
+    base: the samples that all feature sets have, without vectors. targets: what is to be predicted of them; codes
+    beyond the classes are labels that no class has, in the order of ``unseen``.
     """
 
     config: HeadConfig
@@ -101,6 +105,8 @@ class Task:
     found: Candidates
     jobs: int
     left_out: Mapping[str, int] = field(default_factory=dict)
+    unseen: tuple[Any, ...] = ()
+    vocabulary: Vocabulary | None = None
 
     @property
     def kind(self) -> Kind:
@@ -156,10 +162,35 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
         validation=None if config.cv else config.validation,
         test=config.test,
         seed=config.seed,
+        published=config.splits == "published",
     )
-    found = candidates(head, config.fixed, config.grid)
-    jobs = config.jobs or _cores()
-    return Task(config, dataset, kind.head(head), sets, base, target, targets, splits, found, jobs, left_out)
+    vocabulary, unseen = None, ()
+    if config.select.top_classes is not None:
+        targets, unseen, splits, vocabulary = _most_frequent(targets, splits, config.select.top_classes)
+    return Task(
+        config=config,
+        dataset=dataset,
+        head=kind.head(head),
+        sets=sets,
+        base=base,
+        target=target,
+        targets=targets,
+        splits=splits,
+        found=candidates(head, config.fixed, config.grid),
+        jobs=config.jobs or _cores(),
+        left_out=left_out,
+        unseen=unseen,
+        vocabulary=vocabulary,
+    )
+
+
+def _most_frequent(targets: Targets, splits: Splits, most: int) -> tuple[Targets, tuple[Any, ...], Splits, Vocabulary]:
+    """The targets with the most frequent classes of the training rows alone, and the labels that are no class then."""
+    if targets.kind == "multi":
+        raise UsageError("'select.top_classes' is for one label per sample; this target has several.")
+    classes, codes, splits, vocabulary = with_top_classes(targets.classes, targets.codes, splits, most)
+    known = vocabulary.classes
+    return Targets("single", classes[:known], codes, codes), classes[known:], splits, vocabulary
 
 
 def _cores() -> int:
@@ -188,30 +219,10 @@ def _common(dataset: CachedDataset, sets: Sequence[Features], selection: Selecti
         rows = np.intersect1d(rows, one.sample_rows)
         for reason, count in one.left_out.items():
             left_out[reason] = max(count, left_out.get(reason, 0))
-    rows = _filtered(dataset, rows, selection.filter)
-    if selection.limit is not None and selection.limit < len(rows):
-        base = Features(dataset.table, (), rows, "mean", {})
-        labels = [str(label) for label in base.target(selection.target)] if dataset.table.targets else None
-        rows = rows[nested_subset(labels, len(rows), selection.limit, selection.seed)]
+    rows = selected(dataset.table, rows, selection)
     if not len(rows):
         raise UsageError(f"No sample of {dataset.name} is left: {left_out or 'the filter keeps none'}.")
     return Features(dataset.table, (), rows, "mean", {}), left_out
-
-
-def _filtered(dataset: CachedDataset, rows: Rows, wanted: Mapping[str, Any]) -> Rows:
-    """Samples whose columns have one of the wanted values."""
-    samples = dataset.table.samples
-    for name, value in wanted.items():
-        column = next((c for c in (name, META_PREFIX + name, TARGET_PREFIX + name) if c in samples.column_names), None)
-        if column is None:
-            raise unknown_name("column in 'filter':", name, samples.column_names)
-        values = combined(samples[column]).take(pa.array(rows))
-        try:
-            keep = pc.is_in(values, value_set=pa.array(value if isinstance(value, list) else [value], values.type))
-        except (pa.ArrowException, TypeError, OverflowError) as error:
-            raise UsageError(f"'filter': {name} is {values.type}, and cannot be {value!r}.") from error
-        rows = rows[np.asarray(keep)]
-    return rows
 
 
 def _targets(base: Features, target: str, config: HeadConfig) -> Targets:
@@ -500,5 +511,10 @@ def _averaged(task: Task, ready: _Ready, rows: Rows, probabilities: npt.NDArray[
 def _scored(task: Task, ready: _Ready, head: FittedHead, split: str) -> Scored:
     rows = ready.rows[split]
     found = _averaged(task, ready, rows, head.predict_proba(ready.x[rows]))
-    scores = task.kind.scores(found.truth, found.probabilities, head.thresholds, task.config.seed)
-    return replace(found, scores=scores)
+    own, by_type = {}, {}
+    if task.targets.kind == "single":
+        samples = task.base.take(np.unique(ready.base_row[rows]))
+        own = vqa.row_scores(samples, task.target, head.classes, found.probabilities.argmax(1))
+        by_type = vqa.by_type(samples, found.truth, found.probabilities, own[vqa.METRIC]) if own else {}
+    scores = task.kind.scores(found.truth, found.probabilities, head.thresholds, task.config.seed, own)
+    return replace(found, scores=scores, own=own, by_type=by_type)

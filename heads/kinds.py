@@ -15,7 +15,7 @@ import numpy.typing as npt
 from embedcache.errors import UsageError, unknown_name
 from heads import metrics, multilabel
 from heads.base import Head
-from heads.metrics import Interval
+from heads.metrics import Interval, RowScores
 
 KindName = Literal["single", "multi"]
 Truth = npt.NDArray[Any]
@@ -57,12 +57,12 @@ class Kind(Protocol):
         """Share of the samples that have each class, (classes,)."""
 
     def scores(
-        self, truth: Truth, probabilities: Floats, thresholds: Sequence[float], seed: int
+        self, truth: Truth, probabilities: Floats, thresholds: Sequence[float], seed: int, own: RowScores
     ) -> Mapping[str, Interval]:
-        """Every metric with its interval."""
+        """Every metric with its interval; own: more scores of single labels, one number a row."""
 
     def draws(
-        self, truth: Truth, probabilities: Floats, thresholds: Sequence[float], seed: int
+        self, truth: Truth, probabilities: Floats, thresholds: Sequence[float], seed: int, own: RowScores
     ) -> Mapping[str, Floats]:
         """Every metric on each bootstrap resample."""
 
@@ -91,16 +91,16 @@ class SingleLabel:
         return np.bincount(codes, minlength=classes) / len(codes)
 
     def scores(
-        self, truth: Truth, probabilities: Floats, thresholds: Sequence[float], seed: int
+        self, truth: Truth, probabilities: Floats, thresholds: Sequence[float], seed: int, own: RowScores
     ) -> Mapping[str, Interval]:
         """``metrics.scores``; there are no thresholds."""
-        return metrics.scores(truth, probabilities, seed)
+        return metrics.scores(truth, probabilities, seed, own)
 
     def draws(
-        self, truth: Truth, probabilities: Floats, thresholds: Sequence[float], seed: int
+        self, truth: Truth, probabilities: Floats, thresholds: Sequence[float], seed: int, own: RowScores
     ) -> Mapping[str, Floats]:
         """``metrics.bootstrap``."""
-        return metrics.bootstrap(truth, probabilities, seed)
+        return metrics.bootstrap(truth, probabilities, seed, own)
 
 
 class MultiLabel:
@@ -130,13 +130,13 @@ class MultiLabel:
         return np.asarray(codes.mean(0), np.float64)
 
     def scores(
-        self, truth: Truth, probabilities: Floats, thresholds: Sequence[float], seed: int
+        self, truth: Truth, probabilities: Floats, thresholds: Sequence[float], seed: int, own: RowScores
     ) -> Mapping[str, Interval]:
         """``multilabel.scores`` at the thresholds."""
         return multilabel.scores(truth > 0, probabilities, thresholds, seed)
 
     def draws(
-        self, truth: Truth, probabilities: Floats, thresholds: Sequence[float], seed: int
+        self, truth: Truth, probabilities: Floats, thresholds: Sequence[float], seed: int, own: RowScores
     ) -> Mapping[str, Floats]:
         """``multilabel.bootstrap``."""
         return multilabel.bootstrap(truth > 0, probabilities, thresholds, seed)

@@ -1,6 +1,8 @@
 """Scores as pure functions on arrays, and how sure one can be of them.
 
-Truth is class codes, int64 (n,); probabilities are float (n, classes).
+Truth is class codes, int64 (n,); probabilities are float (n, classes). A code beyond the classes is a label that no
+class has: such rows are wrong in every score. In ``log_loss`` they have probability 0, clipped as scikit-learn does;
+for ``balanced_accuracy`` they are one more class, of recall 0; ``macro_f1`` is the mean over the known classes.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import numpy.typing as npt
 Codes = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.floating]
 Metric = Callable[[Codes, Probabilities], float]
+RowScores = Mapping[str, npt.NDArray[np.float64]]
 
 CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 2000
+NOWHERE: Final = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ def balanced_accuracy(truth: Codes, probabilities: Probabilities) -> float:
 
 def macro_f1(truth: Codes, probabilities: Probabilities) -> float:
     """Mean F1 of the classes that occur in truth or predictions; scikit-learn's ``f1_score(average="macro")``."""
-    return _macro_f1(class_counts(truth, probabilities.argmax(1), probabilities.shape[1]))
+    classes = probabilities.shape[1]
+    return _macro_f1(class_counts(truth, probabilities.argmax(1), classes), classes)
 
 
 def log_loss(truth: Codes, probabilities: Probabilities) -> float:
@@ -65,16 +70,25 @@ METRICS: Final[Mapping[str, Metric]] = {
 
 def row_log_loss(truth: Codes, probabilities: Probabilities) -> npt.NDArray[np.float64]:
     """Negative log probability of the truth for each row, (n,); probabilities are clipped as scikit-learn does."""
-    wide = probabilities.astype(np.float64)
-    own = wide[np.arange(len(truth)), truth] / wide.sum(1)
+    wide = probabilities.astype(np.float64, copy=False)
+    own = _of_truth(truth, wide) / wide.sum(1)
     return np.asarray(-np.log(np.clip(own, np.finfo(probabilities.dtype).eps, 1.0)))
 
 
 def rank_of_truth(truth: Codes, probabilities: Probabilities) -> Codes:
-    """1 where the truth is the most probable class, and so on; ties go to the lower code; int64 (n,)."""
-    own = probabilities[np.arange(len(truth)), truth][:, None]
+    """1 where the truth is the most probable class, and so on; ties go to the lower code; int64 (n,).
+
+    A label that no class has is ranked ``NOWHERE``.
+    """
+    own = _of_truth(truth, probabilities)[:, None]
     before = (probabilities > own) | ((probabilities == own) & (np.arange(probabilities.shape[1]) < truth[:, None]))
-    return np.asarray(1 + before.sum(1), np.int64)
+    return np.where(truth < probabilities.shape[1], 1 + before.sum(1), NOWHERE)
+
+
+def _of_truth(truth: Codes, probabilities: Probabilities) -> Probabilities:
+    """The probability that each row gives to its truth, 0 where no class is that, (n,)."""
+    known = truth < probabilities.shape[1]
+    return np.where(known, probabilities[np.arange(len(truth)), np.where(known, truth, 0)], 0)
 
 
 def confusion(truth: Codes, predicted: Codes, classes: int) -> npt.NDArray[np.int64]:
@@ -93,12 +107,17 @@ class ClassCounts(NamedTuple):
 def class_counts(
     truth: Codes, predicted: Codes, classes: int, weights: npt.NDArray[np.int64] | None = None
 ) -> ClassCounts:
-    """The margins and the diagonal of ``confusion``, without its classes × classes cells; rows may be weighted."""
+    """The margins and the diagonal of ``confusion``, without its classes × classes cells; rows may be weighted.
+
+    Labels that no class has are counted as one more class, after the others, where there are any.
+    """
     right = truth == predicted
+    truth = np.minimum(truth, classes)
+    size = max(classes, int(truth.max(initial=-1)) + 1)
     return ClassCounts(
-        np.bincount(truth, weights, classes),
-        np.bincount(predicted, weights, classes),
-        np.bincount(truth[right], None if weights is None else weights[right], classes),
+        np.bincount(truth, weights, size),
+        np.bincount(predicted, weights, size),
+        np.bincount(truth[right], None if weights is None else weights[right], size),
     )
 
 
@@ -107,9 +126,9 @@ def _balanced_accuracy(counts: ClassCounts) -> float:
     return float((counts.hits[occurs] / counts.truth[occurs]).mean())
 
 
-def _macro_f1(counts: ClassCounts) -> float:
-    total = counts.truth + counts.predicted
-    return float((2 * counts.hits[total > 0] / total[total > 0]).mean())
+def _macro_f1(counts: ClassCounts, classes: int) -> float:
+    total = (counts.truth + counts.predicted)[:classes]
+    return float((2 * counts.hits[:classes][total > 0] / total[total > 0]).mean())
 
 
 def resample_count(n: int) -> int:
@@ -117,8 +136,10 @@ def resample_count(n: int) -> int:
     return max(200, min(RESAMPLES, 200_000_000 // max(n, 1)))
 
 
-def bootstrap(truth: Codes, probabilities: Probabilities, seed: int) -> dict[str, npt.NDArray[np.float64]]:
-    """Every metric on each bootstrap resample of the rows, (resamples,).
+def bootstrap(
+    truth: Codes, probabilities: Probabilities, seed: int, own: RowScores | None = None
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Every metric on each bootstrap resample of the rows, (resamples,). own: more scores that are means over rows.
 
     The draws depend on the seed and the number of rows alone, so that two heads on the same rows are compared
     in pairs.
@@ -130,15 +151,16 @@ def bootstrap(truth: Codes, probabilities: Probabilities, seed: int) -> dict[str
         "accuracy": (predicted == truth).astype(np.float64),
         "top_5_accuracy": (rank_of_truth(truth, probabilities) <= 5).astype(np.float64),
         "log_loss": row_log_loss(truth, probabilities),
+        **(own or {}),
     }
-    found: dict[str, list[float]] = {name: [] for name in METRICS}
+    found: dict[str, list[float]] = {name: [] for name in (*METRICS, *(own or {}))}
     for _ in range(resample_count(n)):
         weights = np.bincount(rng.integers(0, n, n), minlength=n)
         for name, values in per_row.items():
             found[name].append(float(weights @ values) / n)
         counts = class_counts(truth, predicted, classes, weights)
         found["balanced_accuracy"].append(_balanced_accuracy(counts))
-        found["macro_f1"].append(_macro_f1(counts))
+        found["macro_f1"].append(_macro_f1(counts, classes))
     return {name: np.array(values) for name, values in found.items()}
 
 
@@ -149,7 +171,9 @@ def interval(value: float, draws: npt.NDArray[np.float64]) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def scores(truth: Codes, probabilities: Probabilities, seed: int) -> dict[str, Interval]:
-    """Every metric with its interval."""
-    draws = bootstrap(truth, probabilities, seed)
-    return {name: interval(metric(truth, probabilities), draws[name]) for name, metric in METRICS.items()}
+def scores(truth: Codes, probabilities: Probabilities, seed: int, own: RowScores | None = None) -> dict[str, Interval]:
+    """Every metric with its interval; first those of ``own``, which are means of one number a row, each (n,)."""
+    draws = bootstrap(truth, probabilities, seed, own)
+    values = {name: float(rows.mean()) for name, rows in (own or {}).items()}
+    values |= {name: metric(truth, probabilities) for name, metric in METRICS.items()}
+    return {name: interval(value, draws[name]) for name, value in values.items()}

@@ -22,7 +22,7 @@ from embedcache.view import Features, content_digests
 from heads.config import HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
 from heads.kinds import KINDS, KindName
-from heads.metrics import Interval, interval, rank_of_truth
+from heads.metrics import NOWHERE, Interval, interval, rank_of_truth
 from heads.multilabel import LabelRow, label_table
 from heads.saved import label_sets
 from heads.thresholds import decide
@@ -141,7 +141,7 @@ def write_run(folder: Path, task: Task, run: FittedRun) -> None:
     write_json(folder / METRICS_FILE, metrics_document(task, run))
     if run.search is not None:
         _write_rows(folder / CV_RESULTS, run.search.rows)
-    write_parquet(folder / PREDICTIONS, predictions(run))
+    write_parquet(folder / PREDICTIONS, predictions(run, task.unseen))
     whole = next(one for one in task.sets if one.names == run.features.names)
     write_parquet(folder / SEEN, content_digests(whole))
     run.head.save(folder / HEAD)
@@ -158,6 +158,7 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
         "head": run.head.head,
         "parameters": plain(run.parameters),
         "classes": len(run.head.classes),
+        **({"vocabulary": asdict(task.vocabulary)} if task.vocabulary is not None else {}),
         "samples": dict(run.counts),
         "left_out": dict(task.left_out),
         "scores": {
@@ -166,6 +167,11 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
             if scored.scores
         },
         **_multilabel_document(run, task),
+        **(
+            {"by_type": parts}
+            if (parts := {name: one.by_type for name, one in run.scored.items() if one.by_type})
+            else {}
+        ),
         "search": _search_document(run, task),
         "notes": list(run.notes),
         "seconds": round(run.seconds, 3),
@@ -217,20 +223,21 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def predictions(run: FittedRun) -> pa.Table:
+def predictions(run: FittedRun, unseen: Sequence[Any] = ()) -> pa.Table:
     """One row per scored or unlabelled sample.
 
     The five most probable classes and the rank of the truth; for several labels per sample the true and the predicted
-    ones, and the probability of each label.
+    ones, and the probability of each label. unseen: labels that no class has, by the codes beyond the classes; they
+    have no rank.
     """
     classes = len(run.head.classes)
     truth = np.zeros((0, classes), np.int8) if run.head.kind == "multi" else np.zeros(0, np.int64)
     found = run.scored or {"": Scored(np.zeros(0, object), truth, np.zeros((0, classes)), {})}
     rows = {"single": _class_rows, "multi": _label_rows}[run.head.kind]
-    return pa.concat_tables([rows(run, split, scored) for split, scored in found.items()])
+    return pa.concat_tables([rows(run, split, scored, unseen) for split, scored in found.items()])
 
 
-def _label_rows(run: FittedRun, split: str, scored: Scored) -> pa.Table:
+def _label_rows(run: FittedRun, split: str, scored: Scored, _: Sequence[Any]) -> pa.Table:
     names = [str(label) for label in run.head.classes]
     known = (scored.truth >= 0).all(1)
     predicted = decide(scored.probabilities, run.head.thresholds)
@@ -243,8 +250,8 @@ def _label_rows(run: FittedRun, split: str, scored: Scored) -> pa.Table:
     })  # fmt: skip
 
 
-def _class_rows(run: FittedRun, split: str, scored: Scored) -> pa.Table:
-    names = np.array([str(label) for label in run.head.classes], object)
+def _class_rows(run: FittedRun, split: str, scored: Scored, unseen: Sequence[Any]) -> pa.Table:
+    names = np.array([str(label) for label in (*run.head.classes, *unseen)], object)
     top = np.argsort(-scored.probabilities, axis=1, kind="stable")[:, :TOP]
     known = scored.truth >= 0
     ranks = np.zeros(len(scored.truth), np.int64)
@@ -257,22 +264,22 @@ def _class_rows(run: FittedRun, split: str, scored: Scored) -> pa.Table:
         "predicted": pa.array(names[top[:, 0]], pa.string()),
         "top_classes": pa.array([list(row) for row in names[top]], pa.list_(pa.string())),
         "top_probabilities": pa.array(list(np.take_along_axis(scored.probabilities, top, 1)), pa.list_(pa.float64())),
-        "rank_of_truth": pa.array(ranks, pa.int64(), mask=~known),
+        "rank_of_truth": pa.array(ranks, pa.int64(), mask=~known | (ranks == NOWHERE)),
     })  # fmt: skip
 
 
 def compare(task: Task, runs: Sequence[FittedRun], folders: Sequence[str]) -> Comparison | None:
     """Best first by accuracy on the test split (validation where there is none), with paired differences.
 
-    By F1 micro where samples have several labels.
+    By F1 micro where samples have several labels; where the runs have a score of their own (``vqa_accuracy``), by that.
     """
     split = next((name for name in ("test", "validation") if all(name in run.scored for run in runs)), None)
     if split is None:
         return None
-    metric = task.kind.headline
     scored = [run.scored[split] for run in runs]
+    metric = next((name for name in scored[0].own if all(name in one.own for one in scored)), task.kind.headline)
     draws = [
-        task.kind.draws(one.truth, one.probabilities, run.head.thresholds, task.config.seed)[metric]
+        task.kind.draws(one.truth, one.probabilities, run.head.thresholds, task.config.seed, one.own)[metric]
         for run, one in zip(runs, scored, strict=True)
     ]
     values = [one.scores[metric].value for one in scored]

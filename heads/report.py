@@ -139,6 +139,7 @@ def _run(run: FittedRun, shared: Sequence[str]) -> list[str]:
     if last is not None and run.head.kind == "multi":
         parts += _label_table(label_tables(run)[last], last)
     elif last is not None:
+        parts += [_by_type(name, rows) for name, rows in scored[last].by_type.items()]
         parts.append(_picture(_confusion_plot(run, scored[last], last), f"confusion matrix of {last}"))
     return parts
 
@@ -154,6 +155,14 @@ def label_cells(row: LabelRow) -> tuple[str, ...]:
 
 def _label_table(rows: Sequence[LabelRow], split: str) -> list[str]:
     return [f"<h3>Labels on {_text(split)}, worst F1 first</h3>", _table(LABEL_COLUMNS, map(label_cells, rows))]
+
+
+def _by_type(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line for each type, the most frequent first."""
+    scores = [key for key in rows[0] if key not in ("type", "count")]
+    lines = [(row["type"], f"{row['count']:,}", *(f"{100 * row[key]:.1f} %" for key in scores)) for row in rows]
+    head = (name.replace("_", " "), "samples", *(key.replace("_", " ") for key in scores))
+    return f"<h3>By {_text(name.replace('_', ' '))}</h3>" + _table(head, lines)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
@@ -196,10 +205,12 @@ def _comparison_plot(found: Comparison) -> Any:
 
 def _confusion_plot(run: FittedRun, scored: Scored, split: str) -> Any:
     """Shares of each true class; the counts too where there is room for them."""
-    classes, predicted = len(run.head.classes), scored.probabilities.argmax(1)
-    counts = class_counts(scored.truth, predicted, classes)
+    classes = len(run.head.classes)
+    known = scored.truth < classes
+    truth, predicted = scored.truth[known], scored.probabilities.argmax(1)[known]
+    counts = class_counts(truth, predicted, classes)
     kept = _most_confused(counts)
-    part = _confusion_of(kept, scored.truth, predicted, classes)
+    part = _confusion_of(kept, truth, predicted, classes)
     names = [_plain(run.head.classes[code]) for code in kept]
     side = max(1.6, 0.26 * len(kept)) + _width(names) + 0.8
     figure, axes = _figure(side, side)

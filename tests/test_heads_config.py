@@ -62,7 +62,15 @@ def test_every_wrong_key_is_named_at_once() -> None:
         ({"cv": {"folds": 1}}, "cv.folds: .*greater than or equal to 2, got 1"),
         ({"cv": 5}, "cv: "),
         ({"validation": 1.0}, "validation: .*less than 1, got 1.0"),
-        ({"test": 0}, "test: .*greater than 0, got 0"),
+        ({"validation": True}, "validation: .*a count of rows, or a share .*, got True"),
+        ({"test": -1}, "test: .*a count of rows, .* got -1"),
+        ({"test": 0.0}, "test: .*greater than 0 .*got 0.0"),
+        ({"splits": "random"}, "splits: .*'published' or 'carve'"),
+        ({"select": {"top_classes": 1}}, "select.top_classes: .*greater than or equal to 2"),
+        ({"select": {"filter": {"answer": {"from": "1"}}}}, "answer: a range is written"),
+        ({"select": {"filter": {"answer": {"above": 1}}}}, "answer: a range is written"),
+        ({"select": {"filter": {"answer": {}}}}, "answer: a range is written"),
+        ({"select": {"filter": {"answer": {"from": 3, "to": 1}}}}, "no number is from 3 to 1"),
         ({"fusion": "late"}, "fusion: .*'concat'"),
         ({"search": "random"}, "search: .*'grid'"),
         ({"select": {"captions": "all"}}, "select.captions: .*'mean', 'first' or 'each'"),
@@ -236,6 +244,19 @@ def test_the_ready_mlp_grid_holds_the_best_point_of_the_cub_report() -> None:
 @pytest.mark.parametrize("path", sorted(config.GRIDS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_ready_grid_is_in_the_schema(path: Path) -> None:
     assert parse(read_grid(path)).searches
+
+
+def test_only_true_and_false_are_booleans() -> None:
+    found = plain_yaml("[yes, No, on, OFF, y, n, true, False, TRUE]")
+    assert found == ["yes", "No", "on", "OFF", "y", "n", True, False, True]
+    assert parse(override({}, ["select.filter.answer=[yes, no]"])).select.filter == {"answer": ["yes", "no"]}
+    assert plain_yaml(to_yaml(parse({"fixed": {"a": ["yes", "true", True]}})))["fixed"] == {"a": ["yes", "true", True]}
+
+
+def test_a_part_is_a_share_or_a_count() -> None:
+    found = parse({"validation": 250, "test": 0.25})
+    assert (found.validation, type(found.validation), found.test) == (250, int, 0.25)
+    assert (parse({"validation": 0, "test": 0}).validation, parse({}).test) == (0, None)
 
 
 def test_a_configuration_is_written_as_it_is_read() -> None:

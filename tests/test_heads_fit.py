@@ -244,9 +244,11 @@ def test_a_filter_keeps_rows_by_column(tmp_path: Path, wanted: dict[str, Any], e
     ("wanted", "words"),
     [
         ({"color": "red"}, "column in 'filter': 'color'. Did you mean"),
-        ({"colour": 3}, "colour is string, and cannot be 3"),
+        ({"colour": True}, "colour is string, and cannot be True"),
+        ({"colour": 3}, "the filter keeps none"),
         ({"year": 10**30}, "year is int64, and cannot be"),
-        ({"colour": {"a": 1}}, "colour is string, and cannot be"),
+        ({"colour": {"a": 1}}, "select.filter: colour: a range is written"),
+        ({"taken": {"from": 1}}, "column in 'filter': 'taken'"),
         ({"colour": "green"}, "No sample of tiny is left: the filter keeps none"),
         ({"split": "test"}, "There are no training rows"),
         ({"label": "finch"}, "has one class only, 'finch'"),

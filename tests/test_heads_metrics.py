@@ -183,3 +183,37 @@ def test_many_rows_are_resampled_less_often_but_never_under_200_times() -> None:
     assert metrics.resample_count(1000) == 2000
     assert metrics.resample_count(400_000) == 500
     assert metrics.resample_count(10**9) == 200
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_that_no_class_has_are_wrong_everywhere(seed: int, classes: int) -> None:
+    """As scikit-learn scores them with a column of zeros more for each such label."""
+    _, probabilities = random_case(seed, classes=classes)
+    truth = np.random.default_rng(seed).integers(0, classes + 3, len(probabilities))
+    known = truth < classes
+    predicted, labels = probabilities.argmax(1), np.arange(classes + 3)
+    wide = np.hstack([probabilities, np.zeros((len(truth), 3))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert metrics.accuracy(truth, probabilities) == pytest.approx(reference.accuracy_score(truth, predicted))
+        assert metrics.balanced_accuracy(truth, probabilities) == pytest.approx(
+            reference.balanced_accuracy_score(np.minimum(truth, classes), predicted)
+        )
+        occurring = np.union1d(truth[known], predicted)
+        assert metrics.macro_f1(truth, probabilities) == pytest.approx(
+            reference.f1_score(truth, predicted, average="macro", labels=occurring)
+        )
+        assert metrics.log_loss(truth, probabilities) == pytest.approx(reference.log_loss(truth, wide, labels=labels))
+    assert (rank_of_truth(truth, probabilities)[~known] == metrics.NOWHERE).all()
+    assert metrics.top_k_accuracy(truth, probabilities, k=classes) == pytest.approx(known.mean())
+    found = scores(truth, probabilities, 0)
+    assert all(one.low <= one.value <= one.high for one in found.values())
+
+
+def test_scores_of_rows_have_intervals_from_the_same_draws() -> None:
+    truth, probabilities = random_case(0)
+    right = (probabilities.argmax(1) == truth).astype(float)
+    found = scores(truth, probabilities, 0, {"mine": right})
+    assert next(iter(found)) == "mine"
+    assert found["mine"] == found["accuracy"]

@@ -23,7 +23,7 @@ def features_of(n: int, **columns: Any) -> Features:
 
 
 def made(features: Features, codes: np.ndarray, **stated: Any) -> Splits:
-    options: dict[str, Any] = {"validation": 0.1, "test": 0.2, "seed": 0, **stated}
+    options: dict[str, Any] = {"validation": 0.1, "test": None, "seed": 0, **stated}
     return make_splits(features, codes, shared_groups(features), **options)
 
 
@@ -65,6 +65,60 @@ def test_test_is_carved_only_where_no_split_at_all_is_published() -> None:
     assert found.notes == ("no split is published: 20% carved for test, seed 0",)
     only_train = made(features_of(50, split=["train"] * 50), codes, validation=None)
     assert (len(only_train.train), len(only_train.test)) == (50, 0)
+
+
+def test_a_stated_test_split_is_carved_where_the_published_one_has_no_target() -> None:
+    features = features_of(60, split=["train"] * 40 + ["test"] * 20)
+    codes = np.where(np.arange(60) < 40, np.arange(60) % 2, -1)
+    as_published = made(features, codes)
+    assert not len(as_published.test)
+    found = made(features, codes, test=0.25)
+    assert [len(found.train), len(found.validation), len(found.test)] == [27, 3, 10]
+    assert found.notes[0] == "no test row has a target: 25% of train carved for test, seed 0"
+    assert len(made(features, codes, test=8).test) == 8
+
+
+def test_a_stated_test_split_does_not_touch_a_published_one() -> None:
+    found = made(features_of(60, split=["train"] * 40 + ["test"] * 20), np.arange(60) % 2, test=0.5)
+    assert found.test.tolist() == list(range(40, 60))
+    assert "test: 0.5 is not used: a test split with targets is published" in found.notes
+
+
+def test_published_splits_are_put_aside_where_that_is_said() -> None:
+    codes = np.arange(60) % 2
+    features = features_of(60, split=["validation"] * 60)
+    found = made(features, codes, published=False, test=0, validation=15)
+    assert [len(found.train), len(found.validation), len(found.test)] == [45, 15, 0]
+    assert found.notes == (
+        "published splits are put aside: all selected rows are divided anew",
+        "15 rows carved for validation, seed 0",
+    )
+    by_default = made(features, codes, published=False)
+    assert [len(by_default.train), len(by_default.validation), len(by_default.test)] == [43, 5, 12]
+
+
+def test_zero_carves_nothing() -> None:
+    found = made(features_of(60), np.arange(60) % 2, validation=0, test=0)
+    assert [len(found.train), len(found.validation), len(found.test)] == [60, 0, 0]
+
+
+def test_a_count_is_met_with_whole_groups_in_proportion_to_the_classes() -> None:
+    codes = np.repeat(np.arange(400) % 4, 3)
+    groups = np.repeat(np.arange(400), 3)
+    groups[:6] = np.arange(400, 406)  # six rows alone: any count can be made up
+    kept, held = carve(codes, groups, np.arange(1200), 250, 0)
+    assert (len(kept), len(held)) == (950, 250)
+    assert no_group_on_two_sides(groups, kept, held)
+    assert np.bincount(codes[held]) / 250 == pytest.approx([0.25] * 4, abs=0.03)
+    assert carve(codes, groups, np.arange(1200), 250, 1)[1].tolist() != held.tolist()
+
+
+def test_a_count_that_cannot_be_is_said() -> None:
+    codes, groups = np.arange(12) % 2, np.repeat(np.arange(4), 3)
+    with pytest.raises(UsageError, match="12 rows cannot be held out of 12"):
+        carve(codes, groups, np.arange(12), 12, 0)
+    with pytest.raises(UsageError, match="No group of rows that belong together is as small as 2 rows"):
+        carve(codes, groups, np.arange(12), 2, 0)
 
 
 def test_carving_is_seeded() -> None:
@@ -148,7 +202,7 @@ rows = st.lists(
 )
 
 
-@given(rows, st.integers(0, 3), st.sampled_from([0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9]))
+@given(rows, st.integers(0, 3), st.sampled_from([0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9, 1, 5, 7]))
 @settings(deadline=None, max_examples=150)
 def test_no_group_is_torn_by_carving(drawn: list[tuple[int, int, int | None]], seed: int, share: float) -> None:
     codes = np.array([code for code, _, _ in drawn])
@@ -161,6 +215,8 @@ def test_no_group_is_torn_by_carving(drawn: list[tuple[int, int, int | None]], s
     if len(np.unique(groups)) < 3:
         with pytest.raises(UsageError, match="cannot be divided"):
             carve(codes, groups, np.flatnonzero(groups == groups[0]), share, seed)
+        return
+    if isinstance(share, int) and np.unique(groups, return_counts=True)[1].min() > share:
         return
     found = make_splits(features, codes, groups, validation=None, test=share, seed=seed)
     assert no_group_on_two_sides(groups, found.train, found.test)

@@ -12,13 +12,14 @@ from embedcache.datasets.cub import Cub
 from embedcache.datasets.folder import Folder
 from embedcache.datasets.meli import Meli
 from embedcache.datasets.table import Table
+from embedcache.datasets.vqa import Vqa
 from embedcache.errors import DataNotFoundError, UsageError, unknown_name
 
 __all__ = ["ADAPTERS", "Dataset", "discover", "open_dataset", "options_of", "read_image"]
 
-ADAPTERS: Final[Mapping[str, Any]] = {"cub": Cub, "meli": Meli, "folder": Folder, "table": Table}
+ADAPTERS: Final[Mapping[str, Any]] = {"cub": Cub, "meli": Meli, "vqa": Vqa, "folder": Folder, "table": Table}
 
-PUBLISHED: Final = ("cub", "meli")
+PUBLISHED: Final = ("cub", "vqa", "meli")
 """Adapters that know their published layout by its files, in the order in which they are asked."""
 
 LOCATIONS: Final = frozenset({"captions", "images"})
@@ -30,6 +31,7 @@ LAYOUTS: Final = {
     "<language>.<split>.jsonl with <language>_token_to_index.json beside; plain or .gz",
     "folder": "images: flat, class/image or split/class/image",
     "table": "CSV, TSV, JSON lines or Parquet with columns for text, image, label (never guessed)",
+    "vqa": "VQA v1, v2: [v2_]OpenEnded_mscoco_train2014_questions.json …, plain, .gz or .zip; COCO's train2014/",
 }
 
 
