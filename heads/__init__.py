@@ -10,9 +10,10 @@ from typing import Final
 from embedcache.errors import unknown_name
 from heads.base import Head
 from heads.logistic import Logistic
+from heads.mlp import Mlp
 from heads.sklearn_mlp import SklearnMlp
 
-HEADS: Final[dict[str, Head]] = {head.name: head for head in (Logistic(), SklearnMlp())}
+HEADS: Final[dict[str, Head]] = {head.name: head for head in (Logistic(), Mlp(), SklearnMlp())}
 
 
 def head_named(name: str) -> Head:

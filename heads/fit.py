@@ -19,7 +19,8 @@ from embedcache.view import Features, shared_groups, target_name
 from heads import head_named, vqa
 from heads.base import Head, check_parameters
 from heads.config import Folds, HeadConfig, Selection, Threshold
-from heads.grid import UNFIT, Candidates, SearchResult, candidates, estimate_seconds, search
+from heads.fitting import Weights, fit_pipeline, weights_of
+from heads.grid import Candidates, SearchResult, candidates, estimate_seconds, search
 from heads.kinds import KINDS, Kind, Targets, Truth
 from heads.metrics import Interval, RowScores
 from heads.multilabel import indicators, is_multilabel, strata
@@ -256,7 +257,10 @@ def _codes(base: Features, target: str) -> tuple[tuple[Any, ...], Rows]:
 
 @dataclass(frozen=True)
 class _Ready:
-    """One choice of features with its matrix; unit rows by split. codes: as in ``Targets``, of the units."""
+    """One choice of features with its matrix; unit rows by split. codes: as in ``Targets``, of the units.
+
+    weights: of the units, None where the data set states none.
+    """
 
     features: Features
     x: npt.NDArray[np.float32]
@@ -264,6 +268,7 @@ class _Ready:
     groups: Rows
     base_row: Rows
     rows: Mapping[str, Rows]
+    weights: Weights | None
 
 
 def _ready(task: Task, features: Features) -> _Ready:
@@ -277,7 +282,8 @@ def _ready(task: Task, features: Features) -> _Ready:
         of_split[getattr(task.splits, name)] = name
     rows = {name: np.flatnonzero(of_split[base_row] == name) for name in ("train", "validation", "test")}
     x = features.matrix(np.float32)
-    return _Ready(features, x, task.codes[base_row], shared_groups(features), base_row, rows)
+    weights = weights_of(features)
+    return _Ready(features, x, task.codes[base_row], shared_groups(features), base_row, rows, weights)
 
 
 def preview(task: Task) -> list[Preview]:
@@ -354,7 +360,7 @@ def _fit_one(task: Task, ready: _Ready, progress: bool) -> FittedRun:
     if len(unlabelled):
         scored["unlabelled"] = _averaged(task, ready, unlabelled, head.predict_proba(ready.x[unlabelled]))
     counts = {name: len(getattr(task.splits, name)) for name in ("train", *SCORED_SPLITS)}
-    notes = (*task.splits.notes, *_convergence(found), *said)
+    notes = (*task.splits.notes, *_convergence(found), *said, *_of_weights(ready, estimator))
     return FittedRun(
         ready.features, head, parameters, scored, counts, found, splitter, notes, time.perf_counter() - began
     )
@@ -366,26 +372,37 @@ def _convergence(found: SearchResult | None) -> list[str]:
     return [f"{found.unconverged} fits of the search ended at max_iter before they converged"]
 
 
+def _of_weights(ready: _Ready, estimator: Any) -> list[str]:
+    from sklearn.utils.validation import has_fit_parameter
+
+    if ready.weights is None:
+        return []
+    used = has_fit_parameter(estimator[-1], "sample_weight")
+    return [
+        "training samples are weighted" if used else "the data set's sample weights are not used: the head has none"
+    ]
+
+
 def _search(task: Task, ready: _Ready, steps: list[tuple[str, Any]], progress: bool) -> tuple[SearchResult, str]:
     """Score every candidate on folds of the training rows, or on the validation split."""
     train = ready.rows["train"]
     if task.config.cv is not None:
-        x, codes = ready.x[train], ready.codes[train]
+        used = train
         parts, splitter = _folds(task, ready, task.config.cv)
     else:
-        both = np.concatenate([train, ready.rows["validation"]])
-        x, codes = ready.x[both], ready.codes[both]
-        parts = [(np.arange(len(train)), np.arange(len(train), len(both)))]
+        used = np.concatenate([train, ready.rows["validation"]])
+        parts = [(np.arange(len(train)), np.arange(len(train), len(used)))]
         splitter = "the validation split"
     found = search(
         task.head,
         task.found,
         task.config.fixed,
         steps,
-        x,
-        codes,
+        ready.x[used],
+        ready.codes[used],
         parts,
         task.score,
+        weights=None if ready.weights is None else ready.weights[used],
         seed=task.config.seed,
         jobs=task.jobs,
         progress=progress,
@@ -401,20 +418,11 @@ def _folds(task: Task, ready: _Ready, cv: Folds) -> tuple[list[tuple[Rows, Rows]
 
 def _fitted(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], rows: Rows) -> Any:
     """The chosen candidate, fitted on these rows and made fit to save."""
-    import warnings
-
-    from sklearn.base import clone
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.pipeline import Pipeline
-
-    pipeline = clone(Pipeline([*steps, ("head", task.head.build(parameters, task.config.seed))]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.filterwarnings("ignore", "Label .* is present in all training examples")  # said in a note
-        try:
-            pipeline.fit(ready.x[rows], ready.codes[rows])
-        except UNFIT as error:
-            raise UsageError(f"scikit-learn cannot fit the head {task.head.name!r}: {error}") from error
+    estimator = task.head.build(parameters, task.config.seed)
+    held = ready.rows["validation"]
+    pipeline = fit_pipeline(
+        task.head.name, steps, estimator, ready.x, ready.codes, rows, weights=ready.weights, held=held
+    )
     task.head.slim(pipeline[-1])
     return pipeline
 

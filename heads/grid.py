@@ -116,6 +116,7 @@ def search(
     seed: int,
     jobs: int,
     progress: bool,
+    weights: npt.NDArray[np.float32] | None = None,
 ) -> SearchResult:
     """Fit every unique candidate on every fold. x: float32 (n, dims) of the training rows.
 
@@ -130,7 +131,7 @@ def search(
     fits = len(parameters) * len(folds)
     calls = (  # of all folds in one stream: no worker waits for the last candidate of a fold
         delayed(_fit_and_score)(head.build(one, seed), fold, score)
-        for fold in _transformed(transform, x, codes, folds)
+        for fold in _transformed(transform, x, codes, folds, weights)
         for one in parameters
     )
     done: list[_Outcome] = []
@@ -155,6 +156,7 @@ class _Fold:
     y_train: Codes
     x_test: Matrix
     y_test: Codes
+    weights: npt.NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,11 @@ class _Outcome:
 
 
 def _transformed(
-    transform: Sequence[tuple[str, Any]], x: Matrix, codes: Codes, folds: Sequence[tuple[Rows, Rows]]
+    transform: Sequence[tuple[str, Any]],
+    x: Matrix,
+    codes: Codes,
+    folds: Sequence[tuple[Rows, Rows]],
+    weights: npt.NDArray[np.float32] | None,
 ) -> Iterator[_Fold]:
     """Each fold with its transforms fitted on its training rows, made when its first candidate is due."""
     from sklearn.base import clone
@@ -182,16 +188,19 @@ def _transformed(
                 raise UsageError(f"The transform cannot be fitted on {len(train)} rows: {error}") from error
         else:
             x_train, x_test = x[train], x[held]
-        yield _Fold(x_train, codes[train], x_test, codes[held])
+        yield _Fold(x_train, codes[train], x_test, codes[held], None if weights is None else weights[train])
 
 
-def _fit(estimator: Any, x: Matrix, codes: Codes) -> bool:
+def _fit(estimator: Any, x: Matrix, codes: Codes, weights: npt.NDArray[np.float32] | None = None) -> bool:
     """Fit; whether the iterations ran out before convergence, which a short search does on purpose."""
     from sklearn.exceptions import ConvergenceWarning
+    from sklearn.utils.validation import has_fit_parameter
+
+    own = {} if weights is None or not has_fit_parameter(estimator, "sample_weight") else {"sample_weight": weights}
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        estimator.fit(x, codes)
+        estimator.fit(x, codes, **own)
     return any(issubclass(item.category, ConvergenceWarning) for item in caught)
 
 
@@ -201,7 +210,7 @@ def _fit_and_score(estimator: Any, fold: _Fold, score: str) -> _Outcome:
 
     began = time.perf_counter()
     try:
-        unconverged = _fit(estimator, fold.x_train, fold.y_train)
+        unconverged = _fit(estimator, fold.x_train, fold.y_train, fold.weights)
         fitted = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a label that a fold lacks is 0 for every candidate

@@ -26,6 +26,16 @@ class Mlp:
 
         return MLPHead(**_tuples(parameters), random_state=seed)
 
+    def several_labels(self, estimator: Any) -> Any:
+        """As it is: indicators make it a network with one output per label."""
+        return estimator
+
+    def restore(self, document: Mapping[str, Any], tensors: Mapping[str, Any]) -> Any:
+        """The fitted head that ``MLPHead.state`` described."""
+        from heads.torch_mlp import MLPHead
+
+        return MLPHead.from_state(document, tensors)
+
     def canonical(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Without what the optimizer or the schedule does not read."""
         full = {**_defaults(), **_tuples(parameters)}

@@ -21,6 +21,7 @@ from embedcache.samples import read_parquet, write_parquet
 from embedcache.view import Features, content_digests
 from heads.config import HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
+from heads.fitting import history
 from heads.kinds import KINDS, KindName
 from heads.metrics import NOWHERE, Interval, interval, rank_of_truth
 from heads.multilabel import LabelRow, label_table
@@ -29,10 +30,11 @@ from heads.thresholds import decide
 from heads.transforms import for_sets
 
 TOP = 5
-CONFIG, METRICS_FILE, CV_RESULTS, PREDICTIONS, SEEN, HEAD = (
+CONFIG, METRICS_FILE, CV_RESULTS, HISTORY, PREDICTIONS, SEEN, HEAD = (
     "config.yaml",
     "metrics.json",
     "cv_results.csv",
+    "history.csv",
     "predictions.parquet",
     "seen.parquet",
     "head",
@@ -141,6 +143,8 @@ def write_run(folder: Path, task: Task, run: FittedRun) -> None:
     write_json(folder / METRICS_FILE, metrics_document(task, run))
     if run.search is not None:
         _write_rows(folder / CV_RESULTS, run.search.rows)
+    if epochs := history(run.head.estimator[-1]):
+        _write_rows(folder / HISTORY, epochs)
     write_parquet(folder / PREDICTIONS, predictions(run, task.unseen))
     whole = next(one for one in task.sets if one.names == run.features.names)
     write_parquet(folder / SEEN, content_digests(whole))

@@ -17,11 +17,12 @@ from embedcache.files import replacing, write_json
 from embedcache.provenance import FloatType, StoredType
 from embedcache.store import FeatureFile
 from embedcache.view import Features
+from heads import head_named
 from heads.kinds import KindName
 from heads.thresholds import Flags, decide
 
 FORMAT: Final = 1
-_ESTIMATOR, _HEAD = "estimator.skops", "head.json"
+_ESTIMATOR, _HEAD, _NETWORK, _WEIGHTS = "estimator.skops", "head.json", "network.json", "network.safetensors"
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,8 @@ class FittedHead:
 
     def save(self, folder: Path) -> None:
         """Write the head. Raises EmbedCacheError where it holds a type that is not safe to load."""
-        import skops.io
-
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / _ESTIMATOR) as beside:
-            skops.io.dump(self.estimator, beside)
-            if unsafe := skops.io.get_untrusted_types(file=beside):
-                raise EmbedCacheError(f"The head {self.head!r} holds types that are not safe to load: {unsafe}.")
+        _save_estimator(self.estimator, self.head, folder)
         document = {
             "format": FORMAT,
             **{key: value for key, value in asdict_shallow(self).items() if key != "estimator"},
@@ -116,22 +112,60 @@ class FittedHead:
     @classmethod
     def load(cls, folder: Path) -> FittedHead:
         """Read what ``save`` wrote; no type outside skops' own trusted ones is ever made."""
-        import skops.io
+        from safetensors import SafetensorError
         from skops.io.exceptions import UntrustedTypesFoundException
 
+        damage = (OSError, ValueError, LookupError, TypeError, AttributeError, BadZipFile, SafetensorError, UsageError)
         try:
             document = json.loads((folder / _HEAD).read_text(encoding="utf-8"))
             if document.pop("format") != FORMAT:
                 raise DamagedFileError(f"{folder} holds a head of another format; this release reads {FORMAT}.")
-            estimator = skops.io.load(folder / _ESTIMATOR, trusted=[])
+            estimator = _load_estimator(document["head"], folder)
             document["features"] = tuple(FeatureBinding(**one) for one in document["features"])
             for name in ("classes", "thresholds", "mean", "prior"):
                 document[name] = tuple(document.get(name, ()))
             return cls(**document, estimator=estimator)
         except UntrustedTypesFoundException as error:
             raise DamagedFileError(f"{folder} holds types that are not safe to load; it is refused. {error}") from error
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, BadZipFile) as error:
+        except damage as error:
             raise DamagedFileError(f"{folder} holds no head that can be read: {error}") from error
+
+
+def _save_estimator(pipeline: Any, head: str, folder: Path) -> None:
+    """scikit-learn's own types by skops; a torch head as JSON and safetensors, its transforms by skops."""
+    import skops.io
+    from sklearn.pipeline import Pipeline
+
+    network = pipeline[-1] if hasattr(pipeline[-1], "state") else None
+    if network is not None:
+        from safetensors.torch import save_file
+
+        document, tensors = network.state()
+        write_json(folder / _NETWORK, document)
+        with replacing(folder / _WEIGHTS) as beside:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
+    kept = pipeline if network is None else Pipeline(pipeline.steps[:-1] or [("0_nothing", "passthrough")])
+    with replacing(folder / _ESTIMATOR) as beside:
+        skops.io.dump(kept, beside)
+        if unsafe := skops.io.get_untrusted_types(file=beside):
+            raise EmbedCacheError(f"The head {head!r} holds types that are not safe to load: {unsafe}.")
+
+
+def _load_estimator(head: str, folder: Path) -> Any:
+    """What ``_save_estimator`` wrote."""
+    import skops.io
+    from sklearn.pipeline import Pipeline
+
+    kept = skops.io.load(folder / _ESTIMATOR, trusted=[])
+    if not (folder / _NETWORK).exists():
+        return kept
+    from safetensors.torch import load_file
+
+    restore = getattr(head_named(head), "restore", None)
+    if restore is None:
+        raise ValueError(f"a head {head!r} has no network")
+    network = restore(json.loads((folder / _NETWORK).read_text(encoding="utf-8")), load_file(folder / _WEIGHTS))
+    return Pipeline([*kept.steps, ("head", network)])
 
 
 def label_sets(classes: Sequence[Any], flags: Flags) -> npt.NDArray[np.object_]:

@@ -1,0 +1,73 @@
+"""Fit one pipeline: transforms, then the head with whatever it can use of weights and validation rows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import UsageError
+from embedcache.view import Features
+from heads.grid import UNFIT
+
+Rows = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float32]
+WEIGHT = "weight"
+
+
+def fit_pipeline(
+    name: str,
+    steps: Sequence[tuple[str, Any]],
+    estimator: Any,
+    x: Any,
+    codes: npt.NDArray[Any],
+    rows: Rows,
+    *,
+    weights: Weights | None = None,
+    held: Rows | None = None,
+) -> Any:
+    """A fitted scikit-learn pipeline. name: the head's; steps: unfitted transforms; estimator: unfitted.
+
+    rows: of ``x`` and ``codes`` to train on. weights: of the rows of ``x``, for a head that takes them. held:
+    validation rows, for a head that stops early by them. Raises UsageError where it cannot be fitted.
+    """
+    from sklearn.base import clone
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.pipeline import Pipeline
+    from sklearn.utils.validation import has_fit_parameter
+
+    transforms = clone(Pipeline(list(steps))) if steps else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "Label .* is present in all training examples")  # said in a note
+        try:
+            own = x[rows] if transforms is None else transforms.fit_transform(x[rows], codes[rows])
+            options: dict[str, Any] = {}
+            if weights is not None and has_fit_parameter(estimator, "sample_weight"):
+                options["sample_weight"] = weights[rows]
+            if held is not None and len(held) and has_fit_parameter(estimator, "validation"):
+                options["validation"] = x[held] if transforms is None else transforms.transform(x[held]), codes[held]
+            estimator.fit(own, codes[rows], **options)
+        except UNFIT as error:
+            raise UsageError(f"scikit-learn cannot fit the head {name!r}: {error}") from error
+    return Pipeline([*(transforms.steps if transforms is not None else []), ("head", estimator)])
+
+
+def weights_of(features: Features) -> Weights | None:
+    """The units' sample weights, float32 (units,), 1 where there is none; None where the data set states none."""
+    if WEIGHT not in features.table.samples.column_names:
+        return None
+    found = np.array([1.0 if weight is None else weight for weight in features.column(WEIGHT)], np.float32)
+    if not (np.isfinite(found).all() and (found >= 0).all()):
+        raise UsageError("Sample weights must be finite and not negative.")
+    return None if (found == 1).all() else found
+
+
+def history(estimator: Any) -> list[dict[str, float]]:
+    """What an iterative head says of its epochs; empty for one that says nothing."""
+    if (own := getattr(estimator, "history_", None)) is not None:
+        return list(own)
+    return [{"epoch": epoch, "train_loss": loss} for epoch, loss in enumerate(getattr(estimator, "loss_curve_", []), 1)]
