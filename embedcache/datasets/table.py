@@ -170,7 +170,7 @@ def read_table(path: Path) -> pa.Table:
             return _read_json(path)
         if suffix == ".parquet":
             return pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns that are not UTF-8
         raise UsageError(f"{path} cannot be read: {error}") from error
     raise UsageError(f"{path} is no table that is known: expected {', '.join(SUFFIXES)}.")
 
