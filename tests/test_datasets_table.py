@@ -388,3 +388,14 @@ def test_banking77_counts_and_texts(shared_data: Path) -> None:
     assert sum(text in train for key, text in stripped.items() if key.startswith("test")) == 6
     assert table.counts["texts"] == len(set(expected.values()))
     assert any("\n" in text for text in found.values())
+
+
+@pytest.mark.parametrize("content", ["null\n", '{"text": "a"}\n null\n', '{"text": "a"}\n[1]\n', '{"text": "a"}\n12'])
+def test_a_line_that_is_no_object_is_named(tmp_path: Path, content: str) -> None:
+    with pytest.raises(UsageError, match=rf"line {content.count(chr(10), 0, -1) + 1}: expected an object"):
+        read(raw(tmp_path, content, "t.jsonl"), text="text")
+
+
+def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> None:
+    content = '\ufeff{"text": "a"}\r\n\r\n  {"text": "b"}'
+    assert texts_of(read(raw(tmp_path, content, "t.jsonl"), text="text")) == [["a"], ["b"]]

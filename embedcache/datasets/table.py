@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -202,9 +204,29 @@ def _parse_csv(path: Path, delimiter: str, options: Any) -> pa.Table:
 
 def _read_json(path: Path) -> pa.Table:
     """One object a line; a text that looks like a time stays the text it is."""
+    _refuse_other_lines(path)
     table = _parse_json(path, [])
     times = [pa.field(field.name, pa.large_string()) for field in table.schema if pa.types.is_timestamp(field.type)]
     return _parse_json(path, times) if times else table
+
+
+_SCANNED_AT_ONCE = 1 << 20
+_NO_OBJECT = re.compile(rb"\n[ \t\r]*([^{\s][^\n]{,40})")
+
+
+def _refuse_other_lines(path: Path) -> None:
+    """Every line begins an object: Arrow (26.0) ends the process at a block that begins with a ``null``."""
+    line, tail = 0, b"\n"
+    with pa.input_stream(str(path)) as stream:
+        while part := stream.read(_SCANNED_AT_ONCE):
+            data = tail + (part if line else part.removeprefix(codecs.BOM_UTF8))
+            if other := _NO_OBJECT.search(data):
+                number = line + data.count(b"\n", 0, other.start(1))
+                found = other[1].decode(errors="replace")
+                raise UsageError(f"{path}, line {number}: expected an object, {{…}}, got {found!r}.")
+            start = data.rfind(b"\n")
+            tail = data[start:] if start >= 0 and not data[start:].strip() else b""  # a line that may yet begin wrongly
+            line += data.count(b"\n") - tail.count(b"\n")
 
 
 def _parse_json(path: Path, stated: list[pa.Field]) -> pa.Table:
