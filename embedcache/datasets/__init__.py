@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from embedcache.datasets.base import Dataset, read_image
+from embedcache.datasets.coco import Coco
+from embedcache.datasets.comp5329 import Comp5329
 from embedcache.datasets.cub import Cub
 from embedcache.datasets.folder import Folder
 from embedcache.datasets.table import Table
@@ -15,9 +17,15 @@ from embedcache.errors import DataNotFoundError, UsageError, unknown_name
 
 __all__ = ["ADAPTERS", "Dataset", "discover", "open_dataset", "options_of", "read_image"]
 
-ADAPTERS: Final[Mapping[str, Any]] = {"cub": Cub, "folder": Folder, "table": Table}
+ADAPTERS: Final[Mapping[str, Any]] = {
+    "cub": Cub,
+    "comp5329": Comp5329,
+    "coco": Coco,
+    "folder": Folder,
+    "table": Table,
+}
 
-PUBLISHED: Final = ("cub",)
+PUBLISHED: Final = ("cub", "comp5329", "coco")
 """Adapters that know their published layout by its files, in the order in which they are asked."""
 
 LOCATIONS: Final = frozenset({"captions", "images"})
@@ -25,6 +33,8 @@ LOCATIONS: Final = frozenset({"captions", "images"})
 
 LAYOUTS: Final = {
     "cub": "CUB_200_2011/images.txt, image_class_labels.txt, train_test_split.txt; text_c10/ beside it",
+    "comp5329": "train.csv and test.csv with the header ImageID,Labels,Caption; photos in data/ beside them",
+    "coco": "captions_*.json and instances_*.json, also in annotations/; photos in train2017/ … or images/",
     "folder": "images: flat, class/image or split/class/image",
     "table": "CSV, TSV, JSON lines or Parquet with columns for text, image, label (never guessed)",
 }
