@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from embedcache.samples import SampleTable
 
 TRAIN_ROWS = (
@@ -106,3 +109,77 @@ def texts_of(table: SampleTable) -> list[list[str]]:
     """Each sample's texts."""
     known = dict(zip(table.items["text"]["id"].to_pylist(), table.items["text"]["text"].to_pylist(), strict=True))
     return [[known[item] for item in items or ()] for items in table.samples["texts"].to_pylist()]
+
+
+HF_FEATURES = {
+    "image": {"_type": "Image"},
+    "caption": {"dtype": "string", "_type": "Value"},
+    "captions": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"},
+    "label": {"names": ["cat", "dog"], "_type": "ClassLabel"},
+    "tags": {"feature": {"names": ["red", "green", "blue"], "_type": "ClassLabel"}, "length": -1, "_type": "Sequence"},
+}
+HF_ROWS = {
+    "train": [
+        (b"one", "A cat", ["c1", "c2"], 0, [2, 0]),
+        (b"two", "A dog", [], 1, []),
+        (b"three", "", ["c1"], 0, None),
+    ],
+    "test": [(b"four", "Another", ["c3"], -1, [1])],
+}
+
+
+def hf_table(rows: Sequence[tuple[Any, ...]], features: Mapping[str, Any] = HF_FEATURES) -> pa.Table:
+    """Rows as ``datasets`` stores them: images as bytes and path, classes as numbers, features in the schema."""
+    types = {
+        "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+        "caption": pa.string(),
+        "captions": pa.list_(pa.string()),
+        "label": pa.int64(),
+        "tags": pa.list_(pa.int64()),
+    }
+    columns = list(zip(*rows, strict=True)) if rows else [[]] * len(types)
+    images = [None if content is None else {"bytes": content, "path": f"{content!r}.jpg"} for content in columns[0]]
+    table = pa.table(dict(zip(types, [images, *columns[1:]], strict=True)), pa.schema(types))
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def write_stream(path: Path, table: pa.Table, batch: int | None = None) -> None:
+    """A table as an Arrow stream."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=batch)
+
+
+def save_to_disk(
+    folder: Path, rows: Sequence[tuple[Any, ...]], split: str | None = None, shards: int = 1, batch: int = 2
+) -> Path:
+    """What ``Dataset.save_to_disk`` writes: Arrow streams, and two JSON files about them."""
+    folder.mkdir(parents=True)
+    table = hf_table(rows)
+    names = [f"data-{number:05d}-of-{shards:05d}.arrow" for number in range(shards)]
+    bounds = [len(rows) * number // shards for number in range(shards + 1)]
+    for name, start, end in zip(names, bounds, bounds[1:], strict=False):
+        write_stream(folder / name, table.slice(start, end - start), batch)
+    state = {"_data_files": [{"filename": name} for name in names], "_split": split, "_format_columns": None}
+    write_json(folder / "state.json", state)
+    write_json(folder / "dataset_info.json", {"features": HF_FEATURES})
+    return folder
+
+
+def save_dict_to_disk(folder: Path, shards: int = 1) -> Path:
+    """What ``DatasetDict.save_to_disk`` writes."""
+    for name, rows in HF_ROWS.items():
+        save_to_disk(folder / name, rows, name, shards if len(rows) > 1 else 1)
+    write_json(folder / "dataset_dict.json", {"splits": list(HF_ROWS)})
+    return folder
+
+
+def write_hub(folder: Path, shards: int = 1, name: str = "{split}-{number:05d}-of-{shards:05d}.parquet") -> Path:
+    """Parquet files as in a data set's repository on the hub."""
+    for split, rows in HF_ROWS.items():
+        total = shards if len(rows) > 1 else 1
+        for number in range(total):
+            path = folder / name.format(split=split, number=number, shards=total)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = rows[len(rows) * number // total : len(rows) * (number + 1) // total]
+            pq.write_table(hf_table(part), path, row_group_size=1)
+    return folder

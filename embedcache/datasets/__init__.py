@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from embedcache.datasets.base import Dataset, read_image
+from embedcache.datasets.base import Dataset, image_source, read_image
 from embedcache.datasets.coco import Coco
 from embedcache.datasets.comp5329 import Comp5329
 from embedcache.datasets.cub import Cub
 from embedcache.datasets.folder import Folder
-from embedcache.datasets.table import Table
+from embedcache.datasets.hf_dataset import HfDataset
+from embedcache.datasets.table import Columns, Table
 from embedcache.errors import DataNotFoundError, UsageError, unknown_name
 
-__all__ = ["ADAPTERS", "Dataset", "discover", "open_dataset", "options_of", "read_image"]
+__all__ = ["ADAPTERS", "Dataset", "discover", "image_source", "open_dataset", "options_of", "read_image"]
 
 ADAPTERS: Final[Mapping[str, Any]] = {
     "cub": Cub,
@@ -23,6 +24,7 @@ ADAPTERS: Final[Mapping[str, Any]] = {
     "coco": Coco,
     "folder": Folder,
     "table": Table,
+    "hf-dataset": HfDataset,
 }
 
 PUBLISHED: Final = ("cub", "comp5329", "coco")
@@ -37,6 +39,7 @@ LAYOUTS: Final = {
     "coco": "captions_*.json and instances_*.json, also in annotations/; photos in train2017/ … or images/",
     "folder": "images: flat, class/image or split/class/image",
     "table": "CSV, TSV, JSON lines or Parquet with columns for text, image, label (never guessed)",
+    "hf-dataset": "a data set of Hugging Face on disk: of save_to_disk, or Parquet as on the hub; columns as for table",
 }
 
 
@@ -62,11 +65,10 @@ def options_of(adapter: str) -> list[str]:
     """Names of an adapter's own options, sorted."""
     from dataclasses import fields
 
-    from embedcache.datasets.table import Columns
-
-    if adapter == "table":
-        return sorted({"images", *(item.name for item in fields(Columns))})
-    return sorted(set(inspect.signature(ADAPTERS[adapter].open).parameters) - {"data"})
+    found = set(inspect.signature(ADAPTERS[adapter].open).parameters) - {"data"}
+    if "columns" in found:
+        found |= {item.name for item in fields(Columns)}
+    return sorted(found - {"columns"})
 
 
 def discover(data: Path) -> list[Dataset]:

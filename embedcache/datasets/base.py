@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Protocol
 
@@ -41,6 +42,42 @@ class Dataset(Protocol):
 
     def read(self) -> SampleTable:
         """Read samples and items; opens no image."""
+
+
+class ImageSource(Protocol):
+    """Where image items are read. An adapter whose images are no files has a method ``image_source`` that gives one."""
+
+    def read(self, item: str) -> bytes:
+        """The item's bytes. Raises ItemError with a reason."""
+
+    def stat(self, item: str) -> tuple[int, int]:
+        """Size in bytes and time in nanoseconds of the file that holds the item: another pair, perhaps other bytes.
+
+        Raises OSError or ValueError where there is none.
+        """
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images that are files below ``folder``."""
+
+    folder: Path
+
+    def read(self, item: str) -> bytes:
+        """The file's bytes."""
+        return read_image(self.folder, item)
+
+    def stat(self, item: str) -> tuple[int, int]:
+        """The file's own size and time."""
+        found = os.stat(os.path.join(self.folder, item))
+        return found.st_size, found.st_mtime_ns
+
+
+def image_source(dataset: Dataset) -> ImageSource:
+    """How a data set's images are read: as it says itself, else as files below its image folder."""
+    own = getattr(dataset, "image_source", None)
+    found: ImageSource = own() if own is not None else ImageFiles(dataset.image_folder)
+    return found
 
 
 def read_image(folder: Path, item: str) -> bytes:
