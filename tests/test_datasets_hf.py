@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -340,6 +341,31 @@ def test_whatever_stands_in_the_json_it_is_read_or_refused(state: Any, info: Any
                 assert found.read().counts == {"samples": 3, "images": 3, "texts": 3}
             except EmbedCacheError as error:
                 assert str(error)  # noqa: PT017
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4),
+    parquet=st.booleans(),
+)
+def test_files_with_damaged_bytes_are_read_or_refused(edits: list[tuple[int, int]], parquet: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = (write_hub if parquet else save_dict_to_disk)(Path(name, "set"))
+        [path] = [*root.glob("train*.parquet"), *root.glob("train/*.arrow")]
+        content = bytearray(path.read_bytes())
+        for place, value in edits:
+            content[place % len(content)] = value
+        path.write_bytes(content)
+        try:
+            found = opened(root, image="image", text=("caption", "captions"), label="tags")
+            items = found.read().samples["image"].drop_null().to_pylist()
+            source = image_source(found)
+        except EmbedCacheError as error:
+            assert "set" in str(error)  # noqa: PT017
+            return
+        for item in items:
+            with contextlib.suppress(ItemError):
+                assert isinstance(source.read(item), bytes)
 
 
 # --------------------------------------------------------------------------------------------------- end to end

@@ -343,7 +343,8 @@ class Shard:
     def image(self, row: int, column: str) -> Any:
         """The value in one row of the column of images: a mapping, bytes or None."""
         chunk = bisect.bisect_right(self.starts, row) - 1
-        return self._chunk(column, chunk)[row - self.starts[chunk]].as_py()
+        values = self._chunk(column, chunk)
+        return _guarded(self.path, lambda: values[row - self.starts[chunk]].as_py())
 
     def _chunk(self, column: str, number: int) -> pa.Array:
         """One chunk of a column; the last few of Parquet are kept."""
@@ -383,9 +384,12 @@ def _guarded(path: Path, read: Any) -> Any:
 
 
 def _schema(path: Path) -> pa.Schema:
-    if path.suffix == ".parquet":
-        return _guarded(path, lambda: pq.read_schema(path))
-    return _guarded(path, lambda: _arrow_reader(path).schema)
+    def read() -> pa.Schema:
+        schema = pq.read_schema(path) if path.suffix == ".parquet" else _arrow_reader(path).schema
+        _ = schema.names  # may be no UTF-8
+        return schema
+
+    return _guarded(path, read)
 
 
 def _field(schema: pa.Schema, column: str) -> pa.DataType:
