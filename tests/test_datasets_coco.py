@@ -194,6 +194,8 @@ def test_images_that_are_not_there_are_said(root: Path, tmp_path: Path) -> None:
     assert table.modalities == ("text",)
     assert "--images" in table.notes[0]
     assert open_dataset("coco", [root], {"images": str(tmp_path)}).read().counts["images"] == 5
+    with pytest.raises(DataNotFoundError, match="no folder of images"):
+        open_dataset("coco", [root], {"images": str(tmp_path / "absent")})
 
 
 # ------------------------------------------------------------------------------------------------ what is wrong

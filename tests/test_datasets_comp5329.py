@@ -260,6 +260,8 @@ def test_without_photos_the_texts_are_read_and_that_is_said(root: Path) -> None:
     assert "--images" in found.read().notes[0]
     stated = open_dataset("comp5329", [root], {"images": str(root.parent / "photos")})
     assert stated.read().counts == {"samples": 6, "images": 6, "texts": 6}
+    with pytest.raises(DataNotFoundError, match=r"no folder of images .*absent \(--images\)"):
+        open_dataset("comp5329", [root], {"images": str(root / "absent")})
 
 
 @settings(max_examples=200, deadline=None)

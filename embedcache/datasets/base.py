@@ -98,6 +98,15 @@ def read_image(folder: Path, item: str) -> bytes:
         raise ItemError(f"the file cannot be read: {error.strerror}") from error
 
 
+def stated_folder(path: str | None) -> Path | None:
+    """A folder of images that was stated, if one was. Raises DataNotFoundError where it is not there."""
+    if path is None:
+        return None
+    if not Path(path).is_dir():
+        raise DataNotFoundError(f"There is no folder of images {path} (--images).")
+    return Path(path)
+
+
 def is_image(name: str) -> bool:
     """Whether a file's name has an image's ending and is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import pyarrow as pa
 
-from embedcache.datasets.base import is_image
+from embedcache.datasets.base import is_image, stated_folder
 from embedcache.errors import DataNotFoundError, UsageError
 from embedcache.samples import SPLIT_NAMES, SampleTable, build, canonical_split
 
@@ -74,7 +74,7 @@ class Coco:
         if year is not None and str(year) not in years:
             raise UsageError(f"There are no annotations of {year} in {root}; there are: {', '.join(years) or 'none'}.")
         chosen = str(year) if year is not None else max(years, default=None)
-        return cls(root, Path(images) if images else _find_images(root, chosen), chosen, supercategories)
+        return cls(root, stated_folder(images) or _find_images(root, chosen), chosen, supercategories)
 
     @classmethod
     def find(cls, data: Path) -> Path | None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from embedcache.datasets.base import is_image
+from embedcache.datasets.base import is_image, stated_folder
 from embedcache.errors import DataNotFoundError, UsageError
 from embedcache.samples import SampleTable, build
 
@@ -60,7 +60,7 @@ class Comp5329:
                 f"No COMP5329 data set in {data} or its folders: {' or '.join(FILES)} should lie there, with the "
                 "header ImageID,Labels,Caption (ImageID,Caption in the test file)."
             )
-        return cls(root, Path(images) if images else _find_images(root))
+        return cls(root, stated_folder(images) or _find_images(root))
 
     @classmethod
     def find(cls, data: Path) -> Path | None:
