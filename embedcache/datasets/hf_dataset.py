@@ -29,12 +29,12 @@ import pyarrow.parquet as pq
 from embedcache.datasets.base import MAX_IMAGE_BYTES, ImageFiles, ImageSource, read_image
 from embedcache.datasets.table import Columns, Table
 from embedcache.errors import DataNotFoundError, ItemError, UsageError, unknown_name
-from embedcache.samples import SPLIT_NAMES, SampleTable, canonical_split, combined
+from embedcache.samples import SPLIT_NAMES, canonical_split, combined
 
 Shards = Mapping[str, tuple[Path, ...]]
 """The files of each split; a split without a name is ``""``."""
 
-ROW_GROUPS_KEPT = 4
+CHUNKS_KEPT = 4
 """Row groups of Parquet whose images are held in memory: readers on threads go through them in order."""
 
 _PARQUET = re.compile(r"(?P<split>[\w.]+?)(-(?P<number>\d{5})-of-(?P<total>\d{5})(-[0-9a-f]+)?)?\.parquet")
@@ -97,17 +97,15 @@ class HfDataset(Table):
         images = str(self.images) if self.images else None
         return {**asdict(self.columns), "images": images, "config": self.config}
 
-    def read(self) -> SampleTable:
-        """One sample per row; without an id column, the row's number in its split (``train:17``)."""
-        return super().read()
-
     def image_source(self) -> ImageSource:
         """The images inside the files, or files beside them where the column holds paths."""
         splits = self._splits()
         column = self.columns.image
         if column is None or not _is_embedded(_field(_schema(next(iter(splits.values()))[0]), column)):
             return ImageFiles(self.image_folder)
-        return EmbeddedImages({name: tuple(map(Shard, shards)) for name, shards in splits.items()}, column, self)
+        return EmbeddedImages(
+            {name: tuple(map(Shard, shards)) for name, shards in splits.items()}, column, self.image_folder
+        )
 
     def _splits(self) -> Shards:
         return find_splits(_base(self.root, self.config))
@@ -293,8 +291,6 @@ class Shard:
     """One Arrow or Parquet file."""
 
     path: Path
-    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
-    _groups: OrderedDict[tuple[str, int], pa.Array] = field(default_factory=OrderedDict, compare=False, repr=False)
 
     @property
     def is_parquet(self) -> bool:
@@ -340,23 +336,10 @@ class Shard:
             table = pa.Table.from_arrays([*table.columns, there], [*table.column_names, image])
         return table
 
-    def image(self, row: int, column: str) -> Any:
-        """The value in one row of the column of images: a mapping, bytes or None."""
-        chunk = bisect.bisect_right(self.starts, row) - 1
-        values = self._chunk(column, chunk)
-        return _guarded(self.path, lambda: values[row - self.starts[chunk]].as_py())
-
-    def _chunk(self, column: str, number: int) -> pa.Array:
-        """One chunk of a column; the last few of Parquet are kept."""
-        with self._lock:
-            if (column, number) in self._groups:
-                self._groups.move_to_end((column, number))
-                return self._groups[column, number]
-            found = _guarded(self.path, lambda: self._checked_chunk(column, number))
-            self._groups[column, number] = found
-            while self.is_parquet and len(self._groups) > ROW_GROUPS_KEPT:
-                self._groups.popitem(last=False)
-            return found
+    def chunk(self, column: str, number: int) -> pa.Array:
+        """One chunk or row group of a column, checked."""
+        found: pa.Array = _guarded(self.path, lambda: self._checked_chunk(column, number))
+        return found
 
     def _checked_chunk(self, column: str, number: int) -> pa.Array:
         if self.is_parquet:
@@ -488,7 +471,9 @@ class EmbeddedImages:
 
     splits: Mapping[str, tuple[Shard, ...]]
     column: str
-    dataset: HfDataset
+    folder: Path
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+    _kept: OrderedDict[tuple[Path, int], pa.Array] = field(default_factory=OrderedDict, compare=False, repr=False)
 
     @cached_property
     def _starts(self) -> Mapping[str, list[int]]:
@@ -499,12 +484,12 @@ class EmbeddedImages:
         """The bytes that are there; where a path stands in their place, the file's."""
         shard, row = self._place(item)
         try:
-            value = shard.image(row, self.column)
+            value = self._value(shard, row)
         except UsageError as error:
             raise ItemError(str(error)) from error
         content = value.get("bytes") if isinstance(value, dict) else value
         if content is None and isinstance(value, dict) and value.get("path"):
-            return read_image(self.dataset.image_folder, value["path"])
+            return read_image(self.folder, value["path"])
         if not content:
             raise ItemError("there is no image in its row")
         if len(content) > MAX_IMAGE_BYTES:
@@ -515,6 +500,23 @@ class EmbeddedImages:
         """Size and time of the file that holds the image."""
         found = os.stat(self._place(item)[0].path)
         return found.st_size, found.st_mtime_ns
+
+    def _value(self, shard: Shard, row: int) -> Any:
+        """What one row of the column holds: a mapping of bytes and path, bytes, or None."""
+        number = bisect.bisect_right(shard.starts, row) - 1
+        values = self._chunk(shard, number)
+        return _guarded(shard.path, lambda: values[row - shard.starts[number]].as_py())
+
+    def _chunk(self, shard: Shard, number: int) -> pa.Array:
+        """One chunk of the column; the last few are kept."""
+        key = (shard.path, number)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = shard.chunk(self.column, number)
+            self._kept.move_to_end(key)
+            while len(self._kept) > CHUNKS_KEPT:
+                self._kept.popitem(last=False)
+            return self._kept[key]
 
     def _place(self, item: str) -> tuple[Shard, int]:
         split, _, digits = item.rpartition("/")
