@@ -144,7 +144,8 @@ def _numbers(text: str | None, kind: type[int] | type[float], option: str) -> tu
 def extract(
     backbone: Annotated[list[str], typer.Option("--backbone", help="Alias or family:checkpoint; may be repeated.")],
     dataset: Annotated[
-        str | None, typer.Option(help="cub, folder, table, or a name in the cache; default: all found in --data.")
+        str | None,
+        typer.Option(help="An adapter ('datasets' lists them) or a name in the cache; default: all found in --data."),
     ] = None,
     data: Annotated[
         list[Path] | None, typer.Option(envvar="EMBEDCACHE_DATA", help="Data folder or files (default: data/).")
@@ -178,14 +179,14 @@ def extract(
     min_count: Annotated[int, typer.Option(help="words: how often a word must occur to have an id.")] = 1,
     max_words: Annotated[int | None, typer.Option(help="words: how many have an id at most.")] = None,
     captions: Annotated[str | None, typer.Option(help="cub: where the captions are.")] = None,
-    label: Annotated[str | None, typer.Option(help="folder: parent, none or a regex; table: a column.")] = None,
-    group: Annotated[str | None, typer.Option(help="folder: a regex; table: a column.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="table: column of texts; may be repeated.")] = None,
-    image: Annotated[str | None, typer.Option(help="table: column of image paths.")] = None,
-    images: Annotated[str | None, typer.Option(help="table: folder that image paths are below.")] = None,
-    id_column: Annotated[str | None, typer.Option("--id", help="table: column of ids.")] = None,
-    split: Annotated[str | None, typer.Option(help="table: column of splits.")] = None,
-    weight: Annotated[str | None, typer.Option(help="table: column of sample weights.")] = None,
+    label: Annotated[str | None, typer.Option(help="folder: parent, none or regex; table, hf-dataset: column.")] = None,
+    group: Annotated[str | None, typer.Option(help="folder: a regex; table, hf-dataset: a column.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="table, hf-dataset: column of texts; may be repeated.")] = None,
+    image: Annotated[str | None, typer.Option(help="table: column of image paths; hf-dataset: of images.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder of images (comp5329, coco, table, hf-dataset).")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="table, hf-dataset: column of ids.")] = None,
+    split: Annotated[str | None, typer.Option(help="table, hf-dataset: column of splits.")] = None,
+    weight: Annotated[str | None, typer.Option(help="table, hf-dataset: column of sample weights.")] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of the data set's adapter; 'datasets' lists them.")
     ] = None,

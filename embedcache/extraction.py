@@ -22,6 +22,7 @@ from embedcache import store, word_ids
 from embedcache.backbones import resolve_all
 from embedcache.backbones.base import Backbone, BackboneSettings
 from embedcache.backbones.words_family import WordIds
+from embedcache.datasets import image_source
 from embedcache.errors import UsageError
 from embedcache.failures import some_failures
 from embedcache.files import locked
@@ -241,7 +242,8 @@ def _save_where_changed(job: Job, wanted: Wanted) -> None:
 
 
 def _remembered_now(job: Job, wanted: Wanted) -> npt.NDArray[np.bool_]:
-    states = item_states.image_states(job.opened.dataset.image_folder, wanted.states.ids, job.opened.remembered())
+    stat = image_source(job.opened.dataset).stat
+    states = item_states.image_states(stat, wanted.states.ids, job.opened.remembered())
     return states.known
 
 

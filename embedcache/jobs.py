@@ -17,7 +17,7 @@ from embedcache import store
 from embedcache.backbones import slug
 from embedcache.backbones.base import Backbone
 from embedcache.container import VECTORS, read_header
-from embedcache.datasets import read_image
+from embedcache.datasets import image_source
 from embedcache.errors import DamagedFileError, ItemError, UsageError
 from embedcache.items import ItemStates
 from embedcache.opening import OpenedDataset
@@ -87,10 +87,10 @@ def wanted_items(job: Job) -> Wanted:
     ids = item_states.fixed_length(found["id"] if whole else found["id"].take(pa.array(rows)))
     if modality == "text":
         return Wanted(rows, item_states.text_states(ids), item_states.reader_of_texts(found, rows))
-    folder = opened.dataset.image_folder
+    source = image_source(opened.dataset)
     remembered = opened.remembered() if job.options.check == "stat" else None
-    states = item_states.image_states(folder, ids, remembered)
-    return Wanted(rows, states, item_states.reader_of_images(lambda item: read_image(folder, item), ids))
+    states = item_states.image_states(source.stat, ids, remembered)
+    return Wanted(rows, states, item_states.reader_of_images(source.read, ids))
 
 
 @dataclass(frozen=True)

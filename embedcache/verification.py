@@ -491,10 +491,9 @@ def _reader(dataset: CachedDataset, file: FeatureFile, data: Path | None) -> Rea
     from embedcache.items import positions, reader_of_images, reader_of_texts
 
     if file.modality == "image":
-        from embedcache.datasets import read_image
+        from embedcache.datasets import image_source
 
-        folder = remembered_data(dataset, data).image_folder
-        return reader_of_images(lambda item: read_image(folder, item), file.ids)
+        return reader_of_images(image_source(remembered_data(dataset, data)).read, file.ids)
     items = dataset.table.items["text"]
     return reader_of_texts(items, positions(file.ids, fixed_length(items["id"])))
 
@@ -588,13 +587,15 @@ def _contents(file: ItemFile, data: Dataset, rows: npt.NDArray[np.int64]) -> Cou
     """Digest images on threads, a few at a time; what could not be read when it was encoded is left out."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from embedcache.datasets import read_image
+    from embedcache.datasets import image_source
+
+    source = image_source(data)
 
     def state(row: int) -> str:
         if not (content := bytes(file.content[row])).strip(b"\0"):
             return "unknown"
         try:
-            payload = read_image(data.image_folder, bytes(file.ids[row]).decode())
+            payload = source.read(bytes(file.ids[row]).decode())
         except ItemError:
             return "unreadable"
         return "same" if xxhash.xxh3_128_digest(payload) == content else "changed"

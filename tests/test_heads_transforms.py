@@ -87,7 +87,7 @@ def test_held_out_rows_change_nothing_that_a_fold_learns() -> None:
     train, held = np.arange(3), np.array([3])
     far = X.copy()
     far[3] = 1e6
-    near_fold, far_fold = (next(_transformed(steps, x, np.zeros(4, np.int64), [(train, held)])) for x in (X, far))
+    near_fold, far_fold = (next(_transformed(steps, x, np.zeros(4, np.int64), [(train, held)], None)) for x in (X, far))
     assert (near_fold.x_train == far_fold.x_train).all()
     assert np.abs(far_fold.x_test).max() > 1e5
     assert not hasattr(steps[0][1], "mean_")
