@@ -900,7 +900,7 @@ def _list_backbones(found: Sequence[Listed]) -> None:
     _echo(
         "M: millions of parameters. gated: its terms must be accepted on the hub first. Images and texts: NAME means "
         "both towers, NAME.image or NAME.text one. One in full: backbones NAME. "
-        "Files that are not here: fetch NAME. Any other checkpoint: timm:NAME, hf:NAME, st:NAME, hf:./FOLDER."
+        "Files that are not here: fetch NAME. Any other checkpoint: timm:NAME, hf:NAME, st:NAME, hf:./FOLDER. Without a transformer: glove:FILE, word2vec:FILE, words (word ids)."
     )
 
 
@@ -942,10 +942,9 @@ def datasets(as_json: JsonOption = False) -> None:
     if as_json:
         _print_json({name: {"layout": layout, "options": options_of(name)} for name, layout in LAYOUTS.items()})
         return
-    table = _table("data set", "layout", "options")
     for name, layout in LAYOUTS.items():
-        table.add_row(name, layout, ", ".join(options_of(name)))
-    _show(table)
+        _echo(layout, f"{name:<11} ")
+        _echo(", ".join(options_of(name)), f"{'':<11} options: ")
 
 
 @app.command()

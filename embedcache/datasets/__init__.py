@@ -39,6 +39,7 @@ LOCATIONS: Final = frozenset({"captions", "images"})
 
 LAYOUTS: Final = {
     "cub": "CUB_200_2011/images.txt, image_class_labels.txt, train_test_split.txt; text_c10/ beside it",
+    "vqa": "VQA v1, v2: [v2_]OpenEnded_mscoco_train2014_questions.json …, plain, .gz or .zip; COCO's train2014/",
     "comp5329": "train.csv and test.csv with the header ImageID,Labels,Caption; photos in data/ beside them",
     "coco": "captions_*.json and instances_*.json, also in annotations/; photos in train2017/ … or images/",
     "meli": "train.csv (title,label_quality,language,category), test.csv (id,title,language); or "
@@ -46,7 +47,6 @@ LAYOUTS: Final = {
     "folder": "images: flat, class/image or split/class/image",
     "table": "CSV, TSV, JSON lines or Parquet with columns for text, image, label (never guessed)",
     "hf-dataset": "a data set of Hugging Face on disk: of save_to_disk, or Parquet as on the hub; columns as for table",
-    "vqa": "VQA v1, v2: [v2_]OpenEnded_mscoco_train2014_questions.json …, plain, .gz or .zip; COCO's train2014/",
 }
 
 
