@@ -900,7 +900,8 @@ def _list_backbones(found: Sequence[Listed]) -> None:
     _echo(
         "M: millions of parameters. gated: its terms must be accepted on the hub first. Images and texts: NAME means "
         "both towers, NAME.image or NAME.text one. One in full: backbones NAME. "
-        "Files that are not here: fetch NAME. Any other checkpoint: timm:NAME, hf:NAME, st:NAME, hf:./FOLDER. Without a transformer: glove:FILE, word2vec:FILE, words (word ids)."
+        "Files that are not here: fetch NAME. Any other checkpoint: timm:NAME, hf:NAME, st:NAME, hf:./FOLDER. "
+        "Without a transformer: glove:FILE, word2vec:FILE, words (word ids)."
     )
 
 
