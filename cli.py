@@ -404,11 +404,14 @@ def _print_previews(previews: Sequence[Preview], as_json: bool) -> None:
     for note in first.notes:
         _say(f"  note: {note}")
     for one in previews:
-        numbers = " + ".join(map(str, one.dims))
-        _say(f"{one.label} ({numbers} numbers): {_fits(one)}, at most about {_duration(one.seconds)}")
+        numbers = f" ({' + '.join(map(str, one.dims))} numbers)" if one.dims else ""
+        time = f", at most about {_duration(one.seconds)}" if one.fits else ""
+        _say(f"{one.label}{numbers}: {_fits(one)}{time}")
 
 
 def _fits(one: Preview) -> str:
+    if not one.fits:
+        return "of the heads above, no fit of its own"
     if one.fits == 1:
         return "1 fit"
     return f"{one.points} candidates, {one.fits} fits"
