@@ -501,12 +501,12 @@ def predict(
     import embedcache as ec
     from embedcache.errors import UsageError
     from heads import predict as predicting
-    from heads.record import HEAD, read_seen, resolve_run
+    from heads.record import head_folder, read_seen, resolve_run
     from heads.saved import FittedHead
     from heads.submission import write_submission, write_table
 
     rule = _one_of(empty, "--empty", ("top", "keep"))
-    head = FittedHead.load(resolve_run(run, out) / HEAD)
+    head = FittedHead.load(head_folder(run, out))
     if (dataset is None) == (not image and not text):
         raise UsageError("Give --dataset, or --image and --text: what is to be labelled?")
     if dataset is not None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedcache.cache import file_name
-from embedcache.errors import DataNotFoundError
+from embedcache.errors import DataNotFoundError, UsageError
 from embedcache.files import replacing, write_json
 from embedcache.samples import read_parquet, write_parquet
 from embedcache.view import Features
@@ -314,6 +314,16 @@ def resolve_run(run: str | Path, out: Path = Path("runs")) -> Path:
         if (candidate / CONFIG).is_file():
             return candidate
     raise DataNotFoundError(f"There is no run {run}: expected a folder with {CONFIG}.")
+
+
+def head_folder(run: str | Path, out: Path = Path("runs")) -> Path:
+    """The fitted head of a run. Raises UsageError for a comparison of several, with their names."""
+    folder = resolve_run(run, out)
+    several = sorted(path.parent.name for path in folder.glob(f"*/{HEAD}"))
+    if several and not (folder / HEAD).is_dir():
+        names = ", ".join(f"{run}/{one}" for one in several)
+        raise UsageError(f"{run} compares several heads: name one of them with --run: {names}.")
+    return folder / HEAD
 
 
 def listed(out: Path) -> list[dict[str, Any]]:

@@ -362,7 +362,9 @@ def test_a_run_keeps_each_baseline_beside_the_fusion(tmp_path: Path) -> None:
     for row in comparison.rows:
         again = prepared(tmp_path / "cache", **read_grid(folder / row.folder / record.CONFIG))
         assert len(again.sets) == (3 if "late" in row.label else 1)
-    fused = folder / comparison.rows[0].folder / record.HEAD
+    with pytest.raises(UsageError, match=f"compares several heads: .*{comparison.rows[0].folder}"):
+        record.head_folder(folder)
+    fused = record.head_folder(folder / comparison.rows[0].folder)
     dataset = open_cache(tmp_path / "cache")["tiny"]
     found = predict_dataset(FittedHead.load(fused), dataset, "test")
     np.testing.assert_allclose(found.probabilities, runs[2].scored["test"].probabilities)
