@@ -404,11 +404,14 @@ def _print_previews(previews: Sequence[Preview], as_json: bool) -> None:
     for note in first.notes:
         _say(f"  note: {note}")
     for one in previews:
-        numbers = " + ".join(map(str, one.dims))
-        _say(f"{one.label} ({numbers} numbers): {_fits(one)}, at most about {_duration(one.seconds)}")
+        numbers = f" ({' + '.join(map(str, one.dims))} numbers)" if one.dims else ""
+        time = f", at most about {_duration(one.seconds)}" if one.fits else ""
+        _say(f"{one.label}{numbers}: {_fits(one)}{time}")
 
 
 def _fits(one: Preview) -> str:
+    if not one.fits:
+        return "of the heads above, no fit of its own"
     if one.fits == 1:
         return "1 fit"
     return f"{one.points} candidates, {one.fits} fits"
@@ -498,12 +501,12 @@ def predict(
     import embedcache as ec
     from embedcache.errors import UsageError
     from heads import predict as predicting
-    from heads.record import HEAD, read_seen, resolve_run
+    from heads.record import head_folder, read_seen, resolve_run
     from heads.saved import FittedHead
     from heads.submission import write_submission, write_table
 
     rule = _one_of(empty, "--empty", ("top", "keep"))
-    head = FittedHead.load(resolve_run(run, out) / HEAD)
+    head = FittedHead.load(head_folder(run, out))
     if (dataset is None) == (not image and not text):
         raise UsageError("Give --dataset, or --image and --text: what is to be labelled?")
     if dataset is not None:

@@ -68,12 +68,45 @@ class Threshold(_Strict):
     """Where a label of a multi-label target begins to be predicted.
 
     tune: for F1, or for as many false positives as false negatives. per: a threshold per label, or one for all.
-    fixed: this one instead, untuned.
+    ``modality`` is for a union: one for each feature set. fixed: this one instead, untuned.
     """
 
     tune: Literal["f1", "balance"] = "f1"
-    per: Literal["label", "all"] = "label"
+    per: Literal["label", "modality", "all"] = "label"
     fixed: float | None = Field(None, ge=0, le=1)
+
+
+class Fusion(_Strict):
+    """How the feature sets of an inner list become one answer; a bare name is its kind.
+
+    concat: side by side. product: number by number, those of another width than ``width`` (default: the smallest)
+    projected to it by principal components; with ``l2`` all sets, or the named ones, at unit length before. late: the
+    mean of the probabilities of one head per feature set, its weights ``learned`` where nothing was trained, or
+    ``equal``. union: of the label sets that these heads predict. baselines: also fit each feature set alone; None is
+    yes for all but ``concat``.
+    """
+
+    kind: Literal["concat", "product", "late", "union"] = "concat"
+    l2: bool | list[str] = False
+    width: int | None = Field(None, ge=1)
+    weights: Literal["learned", "equal"] = "learned"
+    baselines: bool | None = None
+
+    @model_validator(mode="after")
+    def _refuse_others(self) -> Fusion:
+        own = {"product": {"l2", "width"}, "late": {"weights"}}.get(self.kind, set())
+        default = {name: field.default for name, field in type(self).model_fields.items()}
+        for name in sorted({"l2", "width", "weights"} - own):
+            if getattr(self, name) != default[name]:
+                raise ValueError(f"{name!r} is not for the fusion {self.kind!r}")
+        if self.kind in ("late", "union") and self.baselines is False:
+            raise ValueError(f"the fusion {self.kind!r} is made of a head per feature set: 'baselines' are its parts")
+        return self
+
+    @property
+    def alone(self) -> bool:
+        """Whether each feature set also gets a head of its own."""
+        return self.kind != "concat" if self.baselines is None else self.baselines
 
 
 class HeadConfig(_Strict):
@@ -85,13 +118,15 @@ class HeadConfig(_Strict):
     (0.1) or a count of rows (250; 0 for none). test is 0.2 where no split at all is published; where one is, a test
     split is carved only if ``test`` is stated and no row of the published one has a target.
     score: what the search maximises; None is accuracy, or f1_micro where samples have several labels. threshold: for
-    those alone; a number is a fixed one, None tunes one per label for F1.
+    those alone; a number is a fixed one, None tunes one per label for F1. chain: for those alone too, each label's
+    classifier sees the labels before it, the most frequent first. oversample: training rows with rare labels are
+    repeated up to that many times.
     """
 
     head: str = "logistic"
     dataset: str | None = None
     features: list[list[FeatureName]] | None = None
-    fusion: Literal["concat"] = "concat"
+    fusion: Fusion = Fusion()
     transform: list[Step] | dict[str, list[Step]] = ["standardize"]
     fixed: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, list[Any]] | list[dict[str, list[Any]]] = Field(default_factory=dict)
@@ -99,6 +134,8 @@ class HeadConfig(_Strict):
     search: Literal["grid"] = "grid"
     score: str | None = None
     threshold: Threshold | None = None
+    chain: bool = False
+    oversample: int = Field(1, ge=1)
     select: Selection = Field(default_factory=Selection)
     splits: Literal["published", "carve"] = "published"
     validation: int | float = 0.1
@@ -110,6 +147,11 @@ class HeadConfig(_Strict):
     @classmethod
     def _read_features(cls, value: Any) -> Any:
         return None if value is None else feature_sets(value)
+
+    @field_validator("fusion", mode="before")
+    @classmethod
+    def _read_fusion(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("threshold", mode="before")
     @classmethod
@@ -143,6 +185,12 @@ class HeadConfig(_Strict):
         grids = self.grid if isinstance(self.grid, list) else [self.grid]
         if both := sorted(set(self.fixed).intersection(*[set().union(*grids)])):
             raise ValueError(f"{', '.join(both)} stands under both 'fixed' and 'grid'")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_modality(self) -> HeadConfig:
+        if self.threshold is not None and self.threshold.per == "modality" and self.fusion.kind != "union":
+            raise ValueError("a threshold per modality is for 'fusion: union'")
         return self
 
     @property
@@ -292,6 +340,8 @@ def _reason(item: Any) -> str:
 
 
 def _known_keys(path: Sequence[Any]) -> list[str]:
-    nested: dict[str, type[BaseModel]] = {"cv": Folds, "select": Selection, "threshold": Threshold}
+    nested: dict[str, type[BaseModel]] = {
+        "cv": Folds, "select": Selection, "threshold": Threshold, "fusion": Fusion
+    }  # fmt: skip
     model = nested.get(str(path[0]), HeadConfig) if path else HeadConfig
     return list(model.model_fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,21 @@ from embedcache.errors import UsageError
 from embedcache.samples import TARGET_PREFIX, combined
 from embedcache.view import Features, shared_groups, target_name
 from heads import head_named, vqa
-from heads.base import Head, check_parameters
+from heads.base import Head, check_parameters, weight_parameter
 from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.fitting import Weights, fit_pipeline, weights_of
+from heads.fusion import OF_ANSWERS, Late, Union, stacked_weights, union_thresholds, weighted
 from heads.grid import Candidates, SearchResult, candidates, estimate_seconds, search
-from heads.kinds import KINDS, Kind, Targets, Truth
+from heads.inputs import feature_sets, inputs_for, label_of, transforms_apply, with_each_alone
+from heads.kinds import KINDS, Kind, SeveralLabels, Targets, Truth
 from heads.metrics import Interval, RowScores
 from heads.multilabel import indicators, is_multilabel, strata
+from heads.oversampling import oversampled
+from heads.probabilities import of_all
 from heads.saved import FittedHead, bindings
 from heads.selection import Vocabulary, selected, with_top_classes
 from heads.splits import Rows, Splits, folds, make_splits
-from heads.thresholds import DEFAULT, tune
+from heads.thresholds import DEFAULT, Per, tune
 from heads.transforms import build, for_sets
 
 SCORED_SPLITS = ("validation", "test")
@@ -54,8 +58,20 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Samples that a head was not trained on, with its probabilities. where: which they are, for the notes."""
+
+    scored: Scored
+    where: str
+
+
+@dataclass(frozen=True)
 class FittedRun:
-    """One head fitted on one choice of features, and all that is worth keeping of it."""
+    """One head fitted on one choice of features, and all that is worth keeping of it.
+
+    held: probabilities of samples that it was not trained on, and what those are, where something was learned of them.
+    fusion: how several feature sets became one answer.
+    """
 
     features: Features
     head: FittedHead
@@ -66,11 +82,13 @@ class FittedRun:
     splitter: str | None
     notes: tuple[str, ...]
     seconds: float
+    held: Held | None = None
+    fusion: str = "concat"
 
     @property
     def label(self) -> str:
-        """The feature sets, as the tables name them."""
-        return " + ".join(self.features.names)
+        """The feature sets, as the tables name them, and how they are fused where it is not side by side."""
+        return label_of(self.features) + ("" if self.fusion == "concat" else f" ({self.fusion})")
 
 
 @dataclass(frozen=True)
@@ -139,6 +157,16 @@ class Task:
         """Whether thresholds are tuned."""
         return self.targets.kind == "multi" and self.threshold.fixed is None
 
+    @property
+    def fuses_answers(self) -> bool:
+        """Whether several feature sets are fused by the answers of their own heads."""
+        return self.config.fusion.kind in OF_ANSWERS
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether probabilities of samples that a head was not trained on are needed."""
+        return self.tunes or (self.config.fusion.kind == "late" and self.config.fusion.weights == "learned")
+
 
 def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     """Open features, make the selection and the splits; fits nothing.
@@ -149,13 +177,15 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     check_parameters(head, set(config.fixed))
     opened = open_cache(cache)
     dataset = opened[config.dataset] if config.dataset else opened.only()
-    sets = _feature_sets(dataset, config)
+    sets = with_each_alone(dataset, feature_sets(head, dataset, config), config.fusion)
     _check_transform(config, sets)
     base, left_out = _common(dataset, sets, config.select)
     target = target_name(dataset.table, config.select.target)
     targets = _targets(base, target, config)
     kind = KINDS[targets.kind]
     kind.check_score(config.score or kind.default_score)
+    if targets.kind == "single" and config.fusion.kind == "union":
+        raise UsageError(f"'fusion: union' is for several labels per sample; the target {target!r} has one.")
     splits = make_splits(
         base,
         targets.strata,
@@ -171,7 +201,7 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     return Task(
         config=config,
         dataset=dataset,
-        head=kind.head(head),
+        head=_for_kind(head, config, targets, splits),
         sets=sets,
         base=base,
         target=target,
@@ -183,6 +213,17 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
         unseen=unseen,
         vocabulary=vocabulary,
     )
+
+
+def _for_kind(head: Head, config: HeadConfig, targets: Targets, splits: Splits) -> Head:
+    """The head as the kind of task needs it; of a chain, in the order of the training rows' labels."""
+    if not config.chain:
+        return KINDS[targets.kind].head(head)
+    if targets.kind == "single" or not hasattr(head, "chained"):
+        raise UsageError("'chain' is for several labels per sample, and for the heads 'logistic' and 'tfidf'.")
+    from heads.chain import by_frequency
+
+    return SeveralLabels(head, by_frequency(targets.codes[splits.train]))
 
 
 def _most_frequent(targets: Targets, splits: Splits, most: int) -> tuple[Targets, tuple[Any, ...], Splits, Vocabulary]:
@@ -204,12 +245,19 @@ def _check_transform(config: HeadConfig, sets: Sequence[Features]) -> None:
     """Refuse what no fit could use, and a feature set that no choice of features has, before anything is fitted."""
     width = {name: dim for one in sets for name, dim in zip(one.names, one.dims, strict=True)}
     build(config.transform, list(width), list(width.values()), config.seed)
+    for one in sets:
+        _steps(config, one)
 
 
-def _feature_sets(dataset: CachedDataset, config: HeadConfig) -> tuple[Features, ...]:
-    if config.features is None:
-        return (dataset.features(captions=config.select.captions),)
-    return tuple(dataset.features(*names, captions=config.select.captions) for names in config.features)
+def _steps(config: HeadConfig, features: Features) -> list[tuple[str, Any]]:
+    """Unfitted scikit-learn steps before the head, for one choice of features."""
+    names, dims = features.names, features.dims
+    transform = for_sets(config.transform, names)
+    if config.fusion.kind != "product" or len(names) < 2:
+        return build(transform, names, dims, config.seed)
+    from heads.product import product_steps
+
+    return product_steps(transform, names, dims, config.fusion, config.seed)
 
 
 def _common(dataset: CachedDataset, sets: Sequence[Features], selection: Selection) -> tuple[Features, dict[str, int]]:
@@ -257,13 +305,13 @@ def _codes(base: Features, target: str) -> tuple[tuple[Any, ...], Rows]:
 
 @dataclass(frozen=True)
 class _Ready:
-    """One choice of features with its matrix; unit rows by split. codes: as in ``Targets``, of the units.
+    """One choice of features with its matrix (or texts); unit rows by split. codes: as in ``Targets``, of the units.
 
     weights: of the units, None where the data set states none.
     """
 
     features: Features
-    x: npt.NDArray[np.float32]
+    x: npt.NDArray[Any]
     codes: Truth
     groups: Rows
     base_row: Rows
@@ -281,7 +329,7 @@ def _ready(task: Task, features: Features) -> _Ready:
     for name in ("train", "validation", "test"):
         of_split[getattr(task.splits, name)] = name
     rows = {name: np.flatnonzero(of_split[base_row] == name) for name in ("train", "validation", "test")}
-    x = features.matrix(np.float32)
+    x = inputs_for(task.head, features)
     weights = weights_of(features)
     return _Ready(features, x, task.codes[base_row], shared_groups(features), base_row, rows, weights)
 
@@ -292,22 +340,27 @@ def preview(task: Task) -> list[Preview]:
 
 
 def _preview(task: Task, ready: _Ready) -> Preview:
-    fits = _n_fits(task)
+    fused = task.fuses_answers and len(ready.features.sets) > 1
+    fits = 0 if fused else _n_fits(task)
     train = ready.rows["train"]
     parameters = [{**task.config.fixed, **task.found.points[index]} for index in task.found.unique]
-    seconds = estimate_seconds(
-        task.head,
-        parameters,
-        ready.x[train],
-        ready.codes[train],
-        fits,
-        len(train),
-        min(task.jobs, max(1, fits - 1)),
-        task.config.seed,
+    seconds = (
+        0.0
+        if fused
+        else estimate_seconds(
+            task.head,
+            parameters,
+            ready.x[train],
+            ready.codes[train],
+            fits,
+            len(train),
+            min(task.jobs, max(1, fits - 1)),
+            task.config.seed,
+        )
     )
     samples = {name: len(getattr(task.splits, name)) for name in ("train", "validation", "test")}
     return Preview(
-        " + ".join(ready.features.names),
+        label_of(ready.features),
         samples,
         ready.features.dims,
         len(task.found.points),
@@ -320,7 +373,7 @@ def _preview(task: Task, ready: _Ready) -> Preview:
 
 def _n_fits(task: Task) -> int:
     """Trainings: unique candidates times folds (or once on the validation split), the final one, and for thresholds."""
-    out_of_fold = task.config.cv.folds if task.config.cv and task.tunes and not len(task.splits.validation) else 0
+    out_of_fold = task.config.cv.folds if task.config.cv and task.holds_out and not len(task.splits.validation) else 0
     if not task.config.searches:
         return 1 + out_of_fold
     per_candidate = task.config.cv.folds if task.config.cv else 1
@@ -329,20 +382,57 @@ def _n_fits(task: Task) -> int:
 
 def fit(task: Task, *, progress: bool = False) -> list[FittedRun]:
     """Fit and score one head per choice of features, on the same samples and splits."""
-    return [_fit_one(task, _ready(task, features), progress) for features in task.sets]
+    if not task.fuses_answers:
+        return [_fit_one(task, _ready(task, features), progress) for features in task.sets]
+    runs: list[FittedRun] = []
+    alone: dict[str, FittedRun] = {}
+    for features in task.sets:  # each set alone comes first
+        ready = _ready(task, features)
+        if len(features.sets) == 1:
+            run = alone[features.sets[0].file.fingerprint] = _fit_one(task, ready, progress)
+        else:
+            run = _fuse(task, ready, [alone[one.file.fingerprint] for one in features.sets])
+        runs.append(run)
+    return runs
 
 
 def _fit_one(task: Task, ready: _Ready, progress: bool) -> FittedRun:
     began = time.perf_counter()
-    names, dims = ready.features.names, ready.features.dims
-    steps = build(for_sets(task.config.transform, names), names, dims, task.config.seed)
+    steps = _steps(task.config, ready.features) if transforms_apply(task.head) else []
     found, splitter = _search(task, ready, steps, progress) if task.config.searches else (None, None)
     point = task.found.points[found.best] if found is not None else {}
     parameters = {**task.config.fixed, **point}
     estimator = _fitted(task, ready, steps, parameters, ready.rows["train"])
-    thresholds, said = _thresholds(task, ready, estimator, steps, parameters)
+    held = _held_out(task, ready, estimator, steps, parameters) if task.holds_out else None
+    thresholds, said = _thresholds(task, held)
+    said = [*_convergence(found), *said, *_of_weights(ready, estimator), *_of_oversampling(task, ready)]
+    fusion = task.config.fusion.kind if len(ready.features.sets) > 1 else "concat"
+    head = _head(task, ready, estimator, thresholds)
+    run = _run(task, ready, head, said, began)
+    return replace(run, parameters=parameters, search=found, splitter=splitter, held=held, fusion=fusion)
+
+
+def _fuse(task: Task, ready: _Ready, members: Sequence[FittedRun]) -> FittedRun:
+    """The members' answers made one. members: a run for each of the feature sets, in their order."""
+    began = time.perf_counter()
+    estimators = tuple(one.head.estimator for one in members)
+    if task.config.fusion.kind == "late":
+        weights, said = _late_weights(task, members)
+        estimator: Any = Late(estimators, ready.features.dims, weights, task.targets.kind == "multi")
+        thresholds, more = _thresholds(task, _held_together(members, lambda found: weighted(weights, found)))
+        parameters = {"weights": dict(zip(ready.features.names, weights, strict=True))}
+    else:
+        table, said = _of_union(task, members)
+        estimator, more = Union(estimators, ready.features.dims, table), []
+        thresholds, parameters = (DEFAULT,) * len(task.classes), {}
+    run = _run(task, ready, _head(task, ready, estimator, thresholds), [*said, *more], began)
+    return replace(run, parameters=parameters, fusion=task.config.fusion.kind)
+
+
+def _head(task: Task, ready: _Ready, estimator: Any, thresholds: tuple[float, ...]) -> FittedHead:
     prior = task.kind.prior(task.codes[task.splits.train], len(task.classes))
-    head = FittedHead(
+    vectors = bool(ready.features.sets)
+    return FittedHead(
         task.head.name,
         task.dataset.name,
         task.target,
@@ -352,18 +442,63 @@ def _fit_one(task: Task, ready: _Ready, progress: bool) -> FittedRun:
         estimator,
         task.targets.kind,
         thresholds,
-        tuple(_mean(ready.x, ready.rows["train"]).tolist()),
+        tuple(_mean(ready.x, ready.rows["train"]).tolist()) if vectors else (),
         tuple(prior.tolist()),
     )
+
+
+def _run(task: Task, ready: _Ready, head: FittedHead, said: Sequence[str], began: float) -> FittedRun:
+    """The head scored on its splits; what else there is to say of it is for the caller."""
     scored = {name: _scored(task, ready, head, name) for name in SCORED_SPLITS if len(ready.rows[name])}
     unlabelled = _unlabelled(task, ready)
     if len(unlabelled):
         scored["unlabelled"] = _averaged(task, ready, unlabelled, head.predict_proba(ready.x[unlabelled]))
     counts = {name: len(getattr(task.splits, name)) for name in ("train", *SCORED_SPLITS)}
-    notes = (*task.splits.notes, *_convergence(found), *said, *_of_weights(ready, estimator))
-    return FittedRun(
-        ready.features, head, parameters, scored, counts, found, splitter, notes, time.perf_counter() - began
-    )
+    notes = (*task.splits.notes, *said)
+    return FittedRun(ready.features, head, {}, scored, counts, None, None, notes, time.perf_counter() - began)
+
+
+def _held_together(members: Sequence[FittedRun], fused: Callable[[Any], Any]) -> Held | None:
+    """What the members hold out, fused: all of them hold out the same samples."""
+    held = [one.held for one in members if one.held is not None]
+    if len(held) < len(members):
+        return None
+    first = held[0]
+    found = np.stack([one.scored.probabilities for one in held])
+    return Held(replace(first.scored, probabilities=fused(found)), first.where)
+
+
+def _late_weights(task: Task, members: Sequence[FittedRun]) -> tuple[tuple[float, ...], list[str]]:
+    """The members' weights in the mean of probabilities, and what is to be said of them."""
+    held = [one.held for one in members if one.held is not None]
+    equal = (1 / len(members),) * len(members)
+    if task.config.fusion.weights == "equal":
+        return equal, ["late fusion: equal weights, as stated"]
+    if not held:
+        return equal, ["late fusion: equal weights, as there are no validation rows to learn them on"]
+    weights = stacked_weights(held[0].scored.truth, np.stack([one.scored.probabilities for one in held]))
+    shown = ", ".join(f"{one.label} {weight:.3f}" for one, weight in zip(members, weights, strict=True))
+    return tuple(weights.tolist()), [f"late fusion: weights of least squared error on {held[0].where}: {shown}"]
+
+
+def _of_union(task: Task, members: Sequence[FittedRun]) -> tuple[tuple[tuple[float, ...], ...], list[str]]:
+    """Thresholds of each member by label, (members, labels), and what is to be said of them."""
+    learned, notes = _learned(task)
+    rule = task.threshold
+    held = [one.held for one in members if one.held is not None]
+    if rule.fixed is not None or not held:
+        one = DEFAULT if rule.fixed is None else rule.fixed
+        why = "not tuned" if rule.fixed is not None else "as there are no validation rows to tune on"
+        return ((one,) * len(task.classes),) * len(members), [*notes, f"union: threshold {one:g} everywhere, {why}"]
+    found = np.stack([one.scored.probabilities for one in held])
+    table = union_thresholds(held[0].scored.truth > 0, found, rule.tune, rule.per, learned)
+    many = {"label": "one per label and feature set", "modality": "one per feature set", "all": "one for all"}
+    notes.append(f"union: thresholds tuned together, {many[rule.per]}, on {held[0].where}: their own scores flatter")
+    if rule.per == "modality" and learned.any():
+        first = int(np.flatnonzero(learned)[0])
+        shown = (f"{one.label} {own[first]:.3f}" for one, own in zip(members, table, strict=True))
+        notes.append(f"union: a label is predicted from {', '.join(shown)} on")
+    return tuple(tuple(own) for own in table.tolist()), notes
 
 
 def _convergence(found: SearchResult | None) -> list[str]:
@@ -373,14 +508,24 @@ def _convergence(found: SearchResult | None) -> list[str]:
 
 
 def _of_weights(ready: _Ready, estimator: Any) -> list[str]:
-    from sklearn.utils.validation import has_fit_parameter
-
     if ready.weights is None:
         return []
-    used = has_fit_parameter(estimator[-1], "sample_weight")
+    used = weight_parameter(estimator[-1]) is not None
     return [
         "training samples are weighted" if used else "the data set's sample weights are not used: the head has none"
     ]
+
+
+def _of_oversampling(task: Task, ready: _Ready) -> list[str]:
+    most, train = task.config.oversample, ready.rows["train"]
+    if most == 1:
+        return []
+    return [f"{len(train):,} training rows, {len(_repeated(task, ready, train)):,} with those of rare labels repeated"]
+
+
+def _repeated(task: Task, ready: _Ready, rows: Rows) -> Rows:
+    """Training rows, those with rare labels several times if the configuration says so."""
+    return oversampled(rows, ready.codes[rows], task.config.oversample)
 
 
 def _search(task: Task, ready: _Ready, steps: list[tuple[str, Any]], progress: bool) -> tuple[SearchResult, str]:
@@ -393,6 +538,7 @@ def _search(task: Task, ready: _Ready, steps: list[tuple[str, Any]], progress: b
         used = np.concatenate([train, ready.rows["validation"]])
         parts = [(np.arange(len(train)), np.arange(len(train), len(used)))]
         splitter = "the validation split"
+    parts = [(oversampled(kept, ready.codes[used[kept]], task.config.oversample), held) for kept, held in parts]
     found = search(
         task.head,
         task.found,
@@ -420,6 +566,7 @@ def _fitted(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters:
     """The chosen candidate, fitted on these rows and made fit to save."""
     estimator = task.head.build(parameters, task.config.seed)
     held = ready.rows["validation"]
+    rows = _repeated(task, ready, rows)
     pipeline = fit_pipeline(
         task.head.name, steps, estimator, ready.x, ready.codes, rows, weights=ready.weights, held=held
     )
@@ -435,40 +582,51 @@ def _mean(x: npt.NDArray[np.float32], rows: Rows) -> npt.NDArray[np.float64]:
     return total / len(rows)
 
 
-def _thresholds(
+def _held_out(
     task: Task, ready: _Ready, estimator: Any, steps: list[tuple[str, Any]], parameters: Mapping[str, Any]
-) -> tuple[tuple[float, ...], list[str]]:
+) -> Held | None:
+    """Samples that the head was not trained on: validation rows, or with ``cv`` and no such rows the training rows.
+
+    Of those the probabilities are out of fold, by the chosen candidate. Never test rows. None where there is neither.
+    """
+    rows, cv = ready.rows["validation"], task.config.cv
+    if len(rows):
+        found = of_all(estimator, ready.x[rows], len(task.classes), several=task.targets.kind == "multi")
+        held = _averaged(task, ready, rows, found)
+        return Held(held, f"{len(held.ids):,} validation samples")
+    if cv is None:
+        return None
+    held = _averaged(task, ready, ready.rows["train"], _out_of_fold(task, ready, steps, parameters, cv))
+    return Held(held, f"out-of-fold probabilities of {len(held.ids):,} training samples")
+
+
+def _thresholds(task: Task, held: Held | None) -> tuple[tuple[float, ...], list[str]]:
     """A threshold for each label, and what is to be said of them; none where samples have one label.
 
-    Tuned on the validation rows; with ``cv`` and no such rows, on out-of-fold probabilities of the training rows by
-    the chosen candidate. Never on test rows. Where there is neither, they are 0.5.
+    Tuned on samples that were held out; where there are none, they are 0.5.
     """
     if task.targets.kind == "single":
         return (), []
     learned, notes = _learned(task)
-    rule, cv = task.threshold, task.config.cv
+    rule = task.threshold
     if rule.fixed is not None:
         return (rule.fixed,) * len(task.classes), [*notes, f"threshold {rule.fixed:g} for every label, not tuned"]
-    rows = ready.rows["validation"]
-    if not len(rows) and cv is None:
+    if held is None:
         return (DEFAULT,) * len(task.classes), [
             *notes,
             f"no validation rows to tune on: threshold {DEFAULT} for every label",
         ]
-    if cv is None or len(rows):
-        held = _averaged(task, ready, rows, estimator.predict_proba(ready.x[rows]))
-        where = f"{len(held.ids):,} validation samples: their own scores flatter"
-    else:
-        held = _averaged(task, ready, ready.rows["train"], _out_of_fold(task, ready, steps, parameters, cv))
-        where = f"out-of-fold probabilities of {len(held.ids):,} training samples"
-    tuned = tune(held.truth > 0, held.probabilities, rule.tune, rule.per, learned)
+    truth = held.scored.truth > 0
+    per: Per = "label" if rule.per == "label" else "all"  # of one modality, one per modality is one for all
+    tuned = tune(truth, held.scored.probabilities, rule.tune, per, learned)
     aim = {"f1": "F1", "balance": "as many false positives as false negatives"}[rule.tune]
-    many = {"label": "one per label", "all": "one for all"}[rule.per]
-    notes.append(f"thresholds tuned for {aim}, {many}, on {where}")
+    many = {"label": "one per label", "all": "one for all"}[per]
+    flatter = ": their own scores flatter" if "validation" in held.where else ""
+    notes.append(f"thresholds tuned for {aim}, {many}, on {held.where}{flatter}")
     if unknown := [str(task.classes[code]) for code in np.flatnonzero(tuned.defaulted & learned)]:
         notes.append(f"threshold {DEFAULT} for labels without a positive there: {_first(unknown)}")
-    few = ~tuned.defaulted & ((held.truth > 0).sum(0) < FEW)
-    if rule.per == "label" and few.any():
+    few = ~tuned.defaulted & (truth.sum(0) < FEW)
+    if per == "label" and few.any():
         notes.append(f"{few.sum()} thresholds rest on fewer than {FEW} positives each: one for all is steadier")
     return tuple(tuned.thresholds.tolist()), notes
 
@@ -498,7 +656,9 @@ def _out_of_fold(
     parts, _ = _folds(task, ready, cv)
     found = np.zeros((len(train), len(task.classes)))
     for kept, held in parts:
-        found[held] = _fitted(task, ready, steps, parameters, train[kept]).predict_proba(ready.x[train[held]])
+        estimator = _fitted(task, ready, steps, parameters, train[kept])
+        several = task.targets.kind == "multi"
+        found[held] = of_all(estimator, ready.x[train[held]], len(task.classes), several=several)
     return found
 
 

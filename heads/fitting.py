@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from embedcache.errors import UsageError
 from embedcache.view import Features
+from heads.base import weight_parameter
 from heads.grid import UNFIT
 
 Rows = npt.NDArray[np.int64]
@@ -46,8 +47,8 @@ def fit_pipeline(
         try:
             own = x[rows] if transforms is None else transforms.fit_transform(x[rows], codes[rows])
             options: dict[str, Any] = {}
-            if weights is not None and has_fit_parameter(estimator, "sample_weight"):
-                options["sample_weight"] = weights[rows]
+            if weights is not None and (weight := weight_parameter(estimator)) is not None:
+                options[weight] = weights[rows]
             if held is not None and len(held) and has_fit_parameter(estimator, "validation"):
                 options["validation"] = x[held] if transforms is None else transforms.transform(x[held]), codes[held]
             estimator.fit(own, codes[rows], **options)
@@ -64,6 +65,13 @@ def weights_of(features: Features) -> Weights | None:
     if not (np.isfinite(found).all() and (found >= 0).all()):
         raise UsageError("Sample weights must be finite and not negative.")
     return None if (found == 1).all() else found
+
+
+def history_of(estimator: Any) -> list[dict[str, float]]:
+    """What the head of a fitted pipeline says of its epochs; empty for a fusion, whose members say it."""
+    from sklearn.pipeline import Pipeline
+
+    return history(estimator[-1]) if isinstance(estimator, Pipeline) else []
 
 
 def history(estimator: Any) -> list[dict[str, float]]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from embedcache.errors import UsageError
 from embedcache.provenance import canonical_json
-from heads.base import Head, check_parameters
+from heads.base import Head, check_parameters, weight_parameter
 
 Rows = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.integer[Any]]
@@ -194,9 +194,9 @@ def _transformed(
 def _fit(estimator: Any, x: Matrix, codes: Codes, weights: npt.NDArray[np.float32] | None = None) -> bool:
     """Fit; whether the iterations ran out before convergence, which a short search does on purpose."""
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.utils.validation import has_fit_parameter
 
-    own = {} if weights is None or not has_fit_parameter(estimator, "sample_weight") else {"sample_weight": weights}
+    name = None if weights is None else weight_parameter(estimator)
+    own = {} if name is None else {name: weights}
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)

@@ -17,7 +17,9 @@ from embedcache.encoding import EncoderReference, Encodings, encode
 from embedcache.errors import AllItemsFailedError, UsageError
 from embedcache.options import Options
 from embedcache.provenance import Modality
-from embedcache.view import CAPTIONS, Features, content_digests
+from embedcache.view import CAPTIONS, Features
+from heads.inputs import TEXTS, text_units, texts_of
+from heads.inputs import seen as seen_now
 from heads.kinds import KindName
 from heads.saved import FeatureBinding, FittedHead, label_sets
 from heads.thresholds import Flags, decide
@@ -120,22 +122,25 @@ def predict_items(
     where nothing could be encoded.
     """
     given: dict[str, Sequence[Any]] = {"image": images, "text": texts}
-    needed = {one.modality for one in head.features}
+    needed = {one.modality for one in head.features} if head.reads != TEXTS else {"text"}
     _refuse_mismatch(head, given, needed)
     n = len(given[next(iter(needed))])
     ids = [_name(given, needed, row) for row in range(n)]
-    found = [_encoded(one, given[one.modality], checkpoints or {}, options) for one in head.features]
-    failures = {ids[row]: reason for one in found for row, reason in one.failures.items()}
-    kept = [row for row in range(n) if not any(row in one.failures for one in found)]
+    if head.reads == TEXTS:
+        found = head.predict_proba(np.array(texts, object))
+        return Predictions(tuple(ids), head.classes, found, {}, head.kind, head.thresholds)
+    encoded = [_encoded(one, given[one.modality], checkpoints or {}, options) for one in head.features]
+    failures = {ids[row]: reason for one in encoded for row, reason in one.failures.items()}
+    kept = [row for row in range(n) if not any(row in one.failures for one in encoded)]
     if not kept:
         raise AllItemsFailedError("Nothing could be encoded: " + "; ".join(f"{k}: {v}" for k, v in failures.items()))
-    matrix = np.hstack([one.vectors[kept].astype(np.float32) for one in found])
+    matrix = np.hstack([one.vectors[kept].astype(np.float32) for one in encoded])
     names = tuple(ids[row] for row in kept)
     return Predictions(names, head.classes, head.predict_proba(matrix), failures, head.kind, head.thresholds)
 
 
 def _refuse_mismatch(head: FittedHead, given: Mapping[str, Sequence[Any]], needed: set[str]) -> None:
-    features = " + ".join(f"{one.name} ({one.modality})" for one in head.features)
+    features = " + ".join(f"{one.name} ({one.modality})" for one in head.features) or TEXTS
     for modality, items in given.items():
         if modality in needed and not len(items):
             raise UsageError(f"The head was fitted on {features}: it needs {modality}s, and none is given.")
@@ -179,7 +184,10 @@ def predict_dataset(
     """
     captions = next(policy for policy in CAPTIONS if policy == head.captions)
     queries = [f"{one.name.partition('@')[0]}@{one.fingerprint}" for one in head.features]
-    features = dataset.features(*queries, captions=captions)
+    if head.reads == TEXTS:
+        features = text_units(dataset.table, captions)
+    else:
+        features = dataset.features(*queries, captions=captions)
     head.check(features)
     whole = Features(dataset.table, (), np.arange(dataset.table.samples.num_rows), "mean", {})
     wanted = _of_split(whole, split)
@@ -206,6 +214,8 @@ def _filled(
 
     Several captions are averaged here under every policy but ``first``: what is missing is coarser than that.
     """
+    if head.reads == TEXTS:
+        return np.tile(np.array(head.prior), (len(samples), 1)), ["the training labels' shares"] * len(samples)
     if not head.mean or not head.prior:
         raise UsageError(
             f"{len(samples)} samples lack features, and the head, saved by an earlier release, does not know what to "
@@ -235,7 +245,7 @@ def _stand_in(names: Sequence[str], lacks: Flags) -> str:
 def _news(features: Features, wanted: Features, seen: pa.Table) -> tuple[Features, Features]:
     """The units, and the samples, that are new since or have changed since."""
     before = dict(zip(seen["id"].to_pylist(), seen["content"].to_pylist(), strict=True))
-    now = content_digests(features)
+    now = seen_now(features)
     same = {
         name for name, digest in zip(now["id"].to_pylist(), now["content"].to_pylist(), strict=True)
         if before.get(name) == digest
@@ -261,7 +271,7 @@ def _mean_per_sample(head: FittedHead, features: Features) -> tuple[npt.NDArray[
     """Probabilities averaged over a sample's units (captions), and the samples they are of."""
     if not len(features):
         return np.zeros((0, len(head.classes))), np.zeros(0, np.int64)
-    found = head.predict_proba(features.matrix())
+    found = head.predict_proba(texts_of(features) if head.reads == TEXTS else features.matrix())
     samples, inverse = np.unique(features.sample_rows, return_inverse=True)
     mean = np.zeros((len(samples), found.shape[1]))
     np.add.at(mean, inverse, found)

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from embedcache.cache import file_name
-from embedcache.errors import DataNotFoundError
+from embedcache.errors import DataNotFoundError, UsageError
 from embedcache.files import replacing, write_json
 from embedcache.samples import read_parquet, write_parquet
-from embedcache.view import Features, content_digests
-from heads.config import HeadConfig, plain, to_yaml
+from embedcache.view import Features
+from heads.config import Fusion, HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
-from heads.fitting import history
+from heads.fitting import history_of
+from heads.inputs import TEXTS, seen
 from heads.kinds import KINDS, KindName
 from heads.metrics import NOWHERE, Interval, interval, rank_of_truth
 from heads.multilabel import LabelRow, label_table
@@ -99,7 +100,7 @@ def write(task: Task, runs: Sequence[FittedRun], out: Path) -> tuple[Path, Compa
 def resolved(task: Task) -> HeadConfig:
     """The configuration with what was looked up written out: data set, target, feature sets by fingerprint."""
     select = task.config.select.model_copy(update={"target": task.target})
-    features = [_names(one) for one in task.sets]
+    features = [_names(one) for one in task.sets if one.sets] or None
     threshold = task.threshold if task.targets.kind == "multi" else None
     found = {"dataset": task.dataset.name, "features": features, "select": select}
     return task.config.model_copy(update={**found, "score": task.score, "threshold": threshold})
@@ -107,8 +108,12 @@ def resolved(task: Task) -> HeadConfig:
 
 def _of_one(config: HeadConfig, features: Features) -> HeadConfig:
     """The configuration of one choice of features out of a comparison."""
-    transform = for_sets(config.transform, features.names)
-    return config.model_copy(update={"features": [_names(features)], "transform": transform})
+    found: dict[str, Any] = {"features": [_names(features)], "transform": for_sets(config.transform, features.names)}
+    if len(features.sets) == 1 and config.fusion.kind != "concat":
+        found["fusion"] = Fusion()
+        if config.threshold is not None and config.threshold.per == "modality":
+            found["threshold"] = config.threshold.model_copy(update={"per": "all"})
+    return config.model_copy(update=found)
 
 
 def _names(features: Features) -> list[str]:
@@ -143,11 +148,11 @@ def write_run(folder: Path, task: Task, run: FittedRun) -> None:
     write_json(folder / METRICS_FILE, metrics_document(task, run))
     if run.search is not None:
         _write_rows(folder / CV_RESULTS, run.search.rows)
-    if epochs := history(run.head.estimator[-1]):
+    if epochs := history_of(run.head.estimator):
         _write_rows(folder / HISTORY, epochs)
     write_parquet(folder / PREDICTIONS, predictions(run, task.unseen))
     whole = next(one for one in task.sets if one.names == run.features.names)
-    write_parquet(folder / SEEN, content_digests(whole))
+    write_parquet(folder / SEEN, seen(whole))
     run.head.save(folder / HEAD)
 
 
@@ -158,6 +163,7 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
         "target": task.target,
         "kind": run.head.kind,
         "features": [asdict(one) for one in run.head.features],
+        "fusion": run.fusion,
         "captions": run.head.captions,
         "head": run.head.head,
         "parameters": plain(run.parameters),
@@ -310,6 +316,16 @@ def resolve_run(run: str | Path, out: Path = Path("runs")) -> Path:
     raise DataNotFoundError(f"There is no run {run}: expected a folder with {CONFIG}.")
 
 
+def head_folder(run: str | Path, out: Path = Path("runs")) -> Path:
+    """The fitted head of a run. Raises UsageError for a comparison of several, with their names."""
+    folder = resolve_run(run, out)
+    several = sorted(path.parent.name for path in folder.glob(f"*/{HEAD}"))
+    if several and not (folder / HEAD).is_dir():
+        names = ", ".join(f"{run}/{one}" for one in several)
+        raise UsageError(f"{run} compares several heads: name one of them with --run: {names}.")
+    return folder / HEAD
+
+
 def listed(out: Path) -> list[dict[str, Any]]:
     """Recorded runs below ``out``, newest first: name, features and headline score on test of each."""
     rows = []
@@ -321,7 +337,9 @@ def listed(out: Path) -> list[dict[str, Any]]:
             metric = KINDS[_kind_of(found)].headline
             score = found["scores"].get("test", {}).get(metric)
             shown = f"{100 * score['value']:.1f} %" if score else "-"
-            names = " + ".join(one["name"] for one in found["features"])
+            names = " + ".join(one["name"] for one in found["features"]) or TEXTS
+            if found.get("fusion", "concat") != "concat":
+                names += f" ({found['fusion']})"
             name = file.parent.relative_to(out).as_posix()
             rows.append({"run": name, "features": names, "metric": metric, "score": shown})
     return rows
