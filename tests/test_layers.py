@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("embedcache",),  # the package itself: names that are imported when they are asked for
     (
         "embedcache.cache",
+        "embedcache.encoder",
         "embedcache.view",
         "embedcache.token_view",
         "embedcache.exchange",
