@@ -85,7 +85,8 @@ class HeadConfig(_Strict):
     (0.1) or a count of rows (250; 0 for none). test is 0.2 where no split at all is published; where one is, a test
     split is carved only if ``test`` is stated and no row of the published one has a target.
     score: what the search maximises; None is accuracy, or f1_micro where samples have several labels. threshold: for
-    those alone; a number is a fixed one, None tunes one per label for F1.
+    those alone; a number is a fixed one, None tunes one per label for F1. seeds: that many final fits, with ``seed``
+    and those after it, for mean and deviation of the scores; the head of the first one is kept.
     """
 
     head: str = "logistic"
@@ -104,6 +105,7 @@ class HeadConfig(_Strict):
     validation: int | float = 0.1
     test: int | float | None = None
     seed: int = 0
+    seeds: int = Field(1, ge=1)
     jobs: int | None = Field(None, ge=1)
 
     @field_validator("features", mode="before")

@@ -19,11 +19,12 @@ from embedcache.view import Features, shared_groups, target_name
 from heads import head_named, vqa
 from heads.base import Head, check_parameters
 from heads.config import Folds, HeadConfig, Selection, Threshold
-from heads.fitting import Weights, fit_pipeline, weights_of
+from heads.fitting import Weights, continue_pipeline, fit_pipeline, weights_of
 from heads.grid import Candidates, SearchResult, candidates, estimate_seconds, search
 from heads.kinds import KINDS, Kind, Targets, Truth
 from heads.metrics import Interval, RowScores
 from heads.multilabel import indicators, is_multilabel, strata
+from heads.repeats import Repeats, gathered, seeds_of
 from heads.saved import FittedHead, bindings
 from heads.selection import Vocabulary, selected, with_top_classes
 from heads.splits import Rows, Splits, folds, make_splits
@@ -66,6 +67,7 @@ class FittedRun:
     splitter: str | None
     notes: tuple[str, ...]
     seconds: float
+    repeats: Repeats | None = None
 
     @property
     def label(self) -> str:
@@ -319,12 +321,13 @@ def _preview(task: Task, ready: _Ready) -> Preview:
 
 
 def _n_fits(task: Task) -> int:
-    """Trainings: unique candidates times folds (or once on the validation split), the final one, and for thresholds."""
+    """Trainings: unique candidates times folds (once on the validation split), the final ones, and for thresholds."""
     out_of_fold = task.config.cv.folds if task.config.cv and task.tunes and not len(task.splits.validation) else 0
+    final = (1 + out_of_fold) * task.config.seeds
     if not task.config.searches:
-        return 1 + out_of_fold
+        return final
     per_candidate = task.config.cv.folds if task.config.cv else 1
-    return len(task.found.unique) * per_candidate + 1 + out_of_fold
+    return len(task.found.unique) * per_candidate + final
 
 
 def fit(task: Task, *, progress: bool = False) -> list[FittedRun]:
@@ -334,12 +337,79 @@ def fit(task: Task, *, progress: bool = False) -> list[FittedRun]:
 
 def _fit_one(task: Task, ready: _Ready, progress: bool) -> FittedRun:
     began = time.perf_counter()
-    names, dims = ready.features.names, ready.features.dims
-    steps = build(for_sets(task.config.transform, names), names, dims, task.config.seed)
+    steps = _steps(task, ready)
     found, splitter = _search(task, ready, steps, progress) if task.config.searches else (None, None)
     point = task.found.points[found.best] if found is not None else {}
     parameters = {**task.config.fixed, **point}
     estimator = _fitted(task, ready, steps, parameters, ready.rows["train"])
+    run = _scored_run(task, ready, steps, parameters, estimator)
+    repeats = _repeats(task, ready, parameters, run)
+    notes = (*run.notes, *_convergence(found), *((repeats.said,) if repeats is not None else ()))
+    seconds = time.perf_counter() - began
+    return replace(run, search=found, splitter=splitter, repeats=repeats, notes=notes, seconds=seconds)
+
+
+def _steps(task: Task, ready: _Ready) -> list[tuple[str, Any]]:
+    """Unfitted transforms for these features."""
+    names, dims = ready.features.names, ready.features.dims
+    return build(for_sets(task.config.transform, names), names, dims, task.config.seed)
+
+
+def _repeats(task: Task, ready: _Ready, parameters: Mapping[str, Any], first: FittedRun) -> Repeats | None:
+    """The final fit with each further seed, scored as the first was; None where one seed is all that is asked for."""
+    seeds = seeds_of(task.config.seed, task.config.seeds)
+    if len(seeds) == 1:
+        return None
+    scores = [_values(first)]
+    for seed in seeds[1:]:
+        again = replace(task, config=task.config.model_copy(update={"seed": seed}))
+        steps = _steps(again, ready)
+        estimator = _fitted(again, ready, steps, parameters, ready.rows["train"])
+        scores.append(_values(_scored_run(again, ready, steps, parameters, estimator)))
+    return gathered(seeds, scores)
+
+
+def _values(run: FittedRun) -> dict[str, dict[str, float]]:
+    """Scores by split and metric, without their intervals."""
+    return {
+        split: {name: score.value for name, score in one.scores.items()}
+        for split, one in run.scored.items()
+        if one.scores
+    }
+
+
+def continued(task: Task, head: FittedHead, epochs: int) -> FittedRun:
+    """``epochs`` epochs more of an iterative head on the training rows of ``task``, scored as ``fit`` scores.
+
+    Its transforms stay as they were fitted. Raises UsageError for features of other fingerprints, and for other
+    classes than it was fitted on.
+    """
+    began = time.perf_counter()
+    ready = _ready(task, task.sets[0])
+    head.check(ready.features)
+    if head.classes != task.classes:
+        raise UsageError(
+            f"The head knows {len(head.classes)} classes, and the data set has {len(task.classes)} now, or others: "
+            "its training cannot go on. Fit a head on these."
+        )
+    continue_pipeline(
+        head.estimator,
+        ready.x,
+        ready.codes,
+        ready.rows["train"],
+        epochs,
+        weights=ready.weights,
+        held=ready.rows["validation"],
+    )
+    run = _scored_run(task, ready, _steps(task, ready), task.config.fixed, head.estimator)
+    return replace(run, seconds=time.perf_counter() - began)
+
+
+def _scored_run(
+    task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], estimator: Any
+) -> FittedRun:
+    """A fitted pipeline with its thresholds, as a head with its scores."""
+    began = time.perf_counter()
     thresholds, said = _thresholds(task, ready, estimator, steps, parameters)
     prior = task.kind.prior(task.codes[task.splits.train], len(task.classes))
     head = FittedHead(
@@ -360,10 +430,8 @@ def _fit_one(task: Task, ready: _Ready, progress: bool) -> FittedRun:
     if len(unlabelled):
         scored["unlabelled"] = _averaged(task, ready, unlabelled, head.predict_proba(ready.x[unlabelled]))
     counts = {name: len(getattr(task.splits, name)) for name in ("train", *SCORED_SPLITS)}
-    notes = (*task.splits.notes, *_convergence(found), *said, *_of_weights(ready, estimator))
-    return FittedRun(
-        ready.features, head, parameters, scored, counts, found, splitter, notes, time.perf_counter() - began
-    )
+    notes = (*task.splits.notes, *said, *_of_weights(ready, estimator))
+    return FittedRun(ready.features, head, parameters, scored, counts, None, None, notes, time.perf_counter() - began)
 
 
 def _convergence(found: SearchResult | None) -> list[str]:
