@@ -622,7 +622,8 @@ def predict(
     if dataset is not None:
         seen = read_seen(resolve_run(changed_since, out)) if changed_since else None
         whole = submission is not None
-        found = predicting.predict_dataset(head, ec.open(cache)[dataset], split, seen, fill=whole)
+        opened = ec.open(cache)[dataset]
+        found = predicting.predict_dataset(head, opened, split, seen, fill=whole, progress=not as_json)
     elif items is not None:
         found = _merged(predictor, listed, progress=not as_json)
     else:

@@ -224,6 +224,7 @@ def predict_dataset(
     seen: pa.Table | None = None,
     *,
     fill: bool = False,
+    progress: bool = False,
 ) -> Predictions:
     """Labels of a cached data set's samples, or of one split, in the data set's order.
 
@@ -243,7 +244,7 @@ def predict_dataset(
     chosen = features if split is None else features.take(features.splits == split)
     if seen is not None:
         chosen, wanted = _news(chosen, wanted, seen)
-    probabilities, samples = _mean_per_sample(head, chosen)
+    probabilities, samples = _mean_per_sample(head, chosen, progress)
     lacking = np.setdiff1d(wanted.sample_rows, samples)
     failures, filled = dict.fromkeys(map(str, whole.ids[lacking]), "it lacks features"), {}
     if fill and len(lacking):
@@ -314,13 +315,23 @@ def _of_split(features: Features, split: str | None) -> Features:
     return chosen
 
 
-def _mean_per_sample(head: FittedHead, features: Features) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Probabilities averaged over a sample's units (captions), and the samples they are of."""
+def _mean_per_sample(
+    head: FittedHead, features: Features, progress: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Probabilities averaged over a sample's units (captions), and the samples they are of.
+
+    progress: show a bar on stderr where there is more than one batch of units.
+    """
+    from tqdm import tqdm
+
     if not len(features):
         return np.zeros((0, len(head.classes))), np.zeros(0, np.int64)
     samples, inverse = np.unique(features.sample_rows, return_inverse=True)
     mean = np.zeros((len(samples), len(head.classes)))
-    for start in range(0, len(features), AT_ONCE):
-        units = np.arange(start, min(start + AT_ONCE, len(features)))
-        np.add.at(mean, inverse[units], head.predict_proba(features.take(units).matrix()))
+    silent = not progress or len(features) <= AT_ONCE
+    with tqdm(total=len(features), unit=" rows", desc="predict", disable=silent, dynamic_ncols=True) as bar:
+        for start in range(0, len(features), AT_ONCE):
+            units = np.arange(start, min(start + AT_ONCE, len(features)))
+            np.add.at(mean, inverse[units], head.predict_proba(features.take(units).matrix()))
+            bar.update(len(units))
     return mean / np.bincount(inverse)[:, None], samples

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from cli import app
 from embedcache.demo.birds import draw_cub
 from embedcache.errors import DamagedFileError, DataNotFoundError, UnknownNameError, UsageError
 from heads import continuing, item_files, onnx_export, sizes
+from heads import predict as predicting
 from heads.config import parse
 from heads.fit import continued, fit
 from heads.folded import folded
@@ -478,6 +480,35 @@ def test_without_onnx_it_is_said_what_to_install(birds: Path, tmp_path: Path) ->
     assert "pip install embedcache[onnx]" in call(*arguments, code=2).stderr
     assert "ending .onnx" in call(*arguments[:-1], tmp_path / "head.bin", code=2).stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("onnx") is not None, reason="onnx is installed: the real export is tested")
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_torch_writes_the_whole_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, activation: str) -> None:
+    """Torch asks the package onnx for one thing, functions to add, of which there are none: a stand-in says so."""
+    captioned(tmp_path)
+    fixed = {**MLP["fixed"], "activation": activation, "batch_norm": True, "dropout": 0.1}
+    transform = {"my-image": ["standardize", {"pca": 2}], "my-text": ["l2"]}
+    [run] = fitted(tmp_path, head="mlp", fixed=fixed, features="my-image,my-text", transform=transform)
+    stand_in = ModuleType("onnx")
+    stand_in.load_model_from_string = lambda _: SimpleNamespace(graph=SimpleNamespace(node=[]))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnx", stand_in)
+    onnx_export._write(folded(run.head), onnx_export._rows(run.head), tmp_path / "head.onnx")
+    written = (tmp_path / "head.onnx").read_bytes()
+    words = (b"Slice", b"MatMul", b"Concat", b"Gemm", b"BatchNormalization", b"Softmax", b"features", b"probabilities")
+    assert all(word in written for word in (*words, b"Relu" if activation == "relu" else b"Erf"))
+    assert b"Dropout" not in written
+
+
+def test_a_split_is_predicted_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioned(tmp_path)
+    [run] = fitted(tmp_path, features="my-image,my-text", select={"captions": "each"})
+    dataset = ec.open(tmp_path)["tiny"]
+    whole = predict_dataset(run.head, dataset, "test")
+    monkeypatch.setattr(predicting, "AT_ONCE", 5)
+    parts = predict_dataset(run.head, dataset, "test")
+    assert parts.ids == whole.ids
+    np.testing.assert_allclose(parts.probabilities, whole.probabilities, atol=1e-12)
 
 
 def test_the_exported_file_gives_the_heads_numbers(birds: Path, head: FittedHead, tmp_path: Path) -> None:
