@@ -10,7 +10,7 @@ import logging
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from embedcache.housekeeping import LeftOver
     from embedcache.verification import FileReport
     from heads.fit import FittedRun, Preview
-    from heads.predict import Predictions
+    from heads.item_files import ItemFile
+    from heads.predict import Empty, ItemPredictor, Predictions
     from heads.record import Comparison
+    from heads.repeats import Repeats
 
 INTERRUPTED = 130
 
@@ -80,6 +82,9 @@ CacheOption = Annotated[Path, typer.Option("--cache", envvar="EMBEDCACHE_CACHE",
 OutOption = Annotated[Path, typer.Option("--out", envvar="EMBEDCACHE_OUT", help="Folder of the runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Name in the cache; default: the only one.")]
+CheckpointOption = Annotated[
+    list[str] | None, typer.Option("--checkpoint", help="BACKBONE=PATH of a folder or weight file; may be repeated.")
+]
 
 
 @app.callback()
@@ -342,32 +347,100 @@ def fit_head(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many fits and how long, and fit nothing.")
     ] = False,
+    max_size: Annotated[
+        str | None, typer.Option(help="Refuse heads that take more with their backbones and tokenizers: 100MB.")
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    continued: Annotated[
+        Path | None, typer.Option("--continue", help="Go on training the head of that run; needs --epochs.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs more, with --continue.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a head, a search over heads, or one head on several choices of features, from the cache."""
     from heads import config as configs
-    from heads import fit, record, report
+    from heads import fit
 
+    if continued is not None or epochs is not None:
+        others = (grid, head, dataset, features, assignments, dry_run, extract_missing, max_size)
+        _go_on(continued, epochs, cache, out, as_json, alone=not any(others))
+        return
     document: dict[str, Any] = configs.read_grid(configs.find_grid(grid)) if grid else {}
     document |= {key: value for key, value in (("head", head), ("dataset", dataset)) if value is not None}
     if features:
         document["features"] = features[0] if len(features) == 1 else [[one] for one in features]
     parsed = configs.parse(configs.override(document, assignments or []), grid or "the options")
     task = _prepared(parsed, cache, extract_missing)
+    limit, where = _limit(max_size), dict(_assignment(one) for one in checkpoint or [])
+    if limit is not None:
+        _hold_to(limit, task, where)
     previews = fit.preview(task)
     if not as_json or dry_run:
         _print_previews(previews, as_json)
     if dry_run:
         return
     runs = fit.fit(task, progress=not as_json)
+    folder = _recorded(task, runs, out, as_json)
+    if limit is not None:
+        _measured(folder, limit, where)
+
+
+def _recorded(task: Any, runs: Sequence[FittedRun], out: Path, as_json: bool) -> Path:
+    """Write fitted runs, print them, and return their folder."""
+    from heads import record, report
+
     folder, comparison = record.write(task, runs, out)
     report.write(folder, task, runs, comparison)
     if as_json:
         documents = [record.metrics_document(task, run) for run in runs]
         _print_json({"run": folder, "results": documents})
-        return
+        return folder
     _print_runs(runs, comparison, task.splits.notes)
     typer.echo(f"\n{folder}  ({report.PAGE}, {record.METRICS_FILE}, {record.PREDICTIONS}, {record.HEAD}/)")
+    return folder
+
+
+def _go_on(run: Path | None, epochs: int | None, cache: Path, out: Path, as_json: bool, *, alone: bool) -> None:
+    """``--continue RUN --epochs N``, which takes all else from the run."""
+    from embedcache.errors import UsageError
+    from heads import continuing
+    from heads.record import resolve_run
+
+    if run is None or epochs is None:
+        raise UsageError("--continue RUN and --epochs N belong together: whose training goes on, and for how long?")
+    if not alone:
+        raise UsageError("--continue takes everything from the run but --epochs, --cache and --out.")
+    task, fitted = continuing.go_on(resolve_run(run, out), epochs, cache)
+    _recorded(task, [fitted], out, as_json)
+
+
+def _limit(text: str | None) -> int | None:
+    """Bytes; what measures backbones is imported only where a limit is stated."""
+    if text is None:
+        return None
+    from heads.sizes import parse_size
+
+    return parse_size(text)
+
+
+def _hold_to(limit: int, task: Any, where: Mapping[str, str]) -> None:
+    """Refuse, before anything is fitted, what is larger than ``--max-size``."""
+    from heads import sizes
+
+    for features in task.sets:
+        parts = sizes.before_fitting(task, features, where)
+        sizes.check(" + ".join(features.names), parts, limit)
+        known = sizes.readable(sizes.total(parts))
+        _say(f"{' + '.join(features.names)}: about {known} of {sizes.readable(limit)}")
+
+
+def _measured(folder: Path, limit: int, where: Mapping[str, str]) -> None:
+    """The same of the heads as they were saved: some kinds are as large as their training made them."""
+    from heads import sizes
+    from heads.record import HEAD
+
+    for head in sorted([*folder.glob(HEAD), *folder.glob(f"*/{HEAD}")]):
+        sizes.check(str(head.parent), sizes.of_run(head.parent, where), limit)
 
 
 def _prepared(parsed: Any, cache: Path, extract_missing: bool) -> Any:
@@ -412,22 +485,17 @@ def _print_previews(previews: Sequence[Preview], as_json: bool) -> None:
 def _fits(one: Preview) -> str:
     if not one.fits:
         return "of the heads above, no fit of its own"
-    if one.fits == 1:
-        return "1 fit"
+    if one.points == 1:
+        return "1 fit" if one.fits == 1 else f"{one.fits} fits"
     return f"{one.points} candidates, {one.fits} fits"
 
 
 def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None, said: Sequence[str]) -> None:
     """The scores, and those notes that were not ``said`` before."""
-    from heads.report import percent, shown, signed
+    from heads.report import shown
 
     if comparison is not None:
-        metric = f"{comparison.split} {comparison.metric}"
-        table = _table("features", "dims", metric, "to the best", right=("dims", metric, "to the best"))
-        for row in comparison.rows:
-            table.add_row(row.label, str(row.dims), percent(row.score), signed(row.difference))
-        _show(table)
-        typer.echo(f"{comparison.samples:,} samples that all have; 95 % intervals, differences paired")
+        _print_comparison(runs, comparison)
         return
     run = runs[0]
     scored = {split: one for split, one in run.scored.items() if one.scores}
@@ -438,6 +506,8 @@ def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None, said: 
     for metric in next(iter(scored.values())).scores if scored else ():
         table.add_row(metric, *(shown(metric, one.scores[metric]) for one in scored.values()))
     _show(table)
+    if run.repeats is not None:
+        _print_repeats(run.repeats)
     for split, one in scored.items():
         for part in one.by_type.get("answer_type", ()):
             typer.echo(f"{split}, {part['type']}: vqa_accuracy {part['vqa_accuracy']:.1%} of {part['count']:,}")
@@ -446,6 +516,29 @@ def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None, said: 
     for note in run.notes:
         if note not in said:
             _echo(note, "note: ")
+
+
+def _print_comparison(runs: Sequence[FittedRun], comparison: Comparison) -> None:
+    from heads.report import percent, signed
+
+    metric = f"{comparison.split} {comparison.metric}"
+    table = _table("features", "dims", metric, "to the best", right=("dims", metric, "to the best"))
+    for row in comparison.rows:
+        table.add_row(row.label, str(row.dims), percent(row.score), signed(row.difference))
+    _show(table)
+    typer.echo(f"{comparison.samples:,} samples that all have; 95 % intervals, differences paired")
+    for run in runs:
+        if run.repeats is not None:
+            spread = run.repeats.scores[comparison.split][comparison.metric].shown(comparison.metric)
+            typer.echo(f"{run.label}: {metric} {spread} over {len(run.repeats.seeds)} seeds")
+
+
+def _print_repeats(found: Repeats) -> None:
+    """Mean and deviation over the seeds."""
+    table = _table(f"{len(found.seeds)} seeds", *found.scores, right=tuple(found.scores))
+    for metric in next(iter(found.scores.values()), {}):
+        table.add_row(metric, *(own[metric].shown(metric) for own in found.scores.values()))
+    _show(table)
 
 
 def _print_labels(run: FittedRun, split: str, most: int = 20) -> None:
@@ -468,6 +561,15 @@ def predict(
     run: Annotated[Path, typer.Option(help="A run's folder, or its name in --out.")] = Path("latest"),
     image: Annotated[list[Path] | None, typer.Option(help="An image file; may be repeated.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
+    items: Annotated[
+        Path | None, typer.Option("--csv", help="A file of images and texts, a row each: .csv, .tsv or .jsonl.")
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Its column of image paths; default: image.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Its column of texts; default: text.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Its column of ids; default: id, else row numbers.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that image paths are relative to; default: the file's own.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Predict samples of a data set of the cache instead.")] = None,
     split: Annotated[str | None, typer.Option(help="Of that data set; default: all of it.")] = None,
     changed_since: Annotated[
@@ -479,13 +581,13 @@ def predict(
             help="Write a row per id as the data set's publishers ask for it (.csv or .json); none is missing."
         ),
     ] = None,
-    table: Annotated[Path | None, typer.Option(help="Write labels and probabilities to this CSV file.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Write labels and probabilities to this CSV file, or JSON lines (.jsonl).")
+    ] = None,
     empty: Annotated[
         str, typer.Option(help="What reaches no threshold gets its most probable label (top), or none (keep).")
     ] = "top",
-    checkpoint: Annotated[
-        list[str] | None, typer.Option(help="BACKBONE=PATH of a folder or weight file; may be repeated.")
-    ] = None,
+    checkpoint: CheckpointOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     cache: CacheOption = Path("cache"),
     out: OutOption = Path("runs"),
@@ -507,15 +609,28 @@ def predict(
 
     rule = _one_of(empty, "--empty", ("top", "keep"))
     head = FittedHead.load(head_folder(run, out))
-    if (dataset is None) == (not image and not text):
-        raise UsageError("Give --dataset, or --image and --text: what is to be labelled?")
+    if sum((dataset is not None, bool(image or text), items is not None)) != 1:
+        raise UsageError("Give --dataset, or --csv, or --image and --text: what is to be labelled?")
+    if items is None and any((image_column, text_column, id_column, images)):
+        raise UsageError("--image-column, --text-column, --id-column and --images are of a file: --csv FILE.")
+    where = dict(_assignment(one) for one in checkpoint or [])
+    options = ec.Options(device=device)
+    if items is not None:
+        from heads.item_files import ItemColumns, ItemFile
+
+        listed = ItemFile(items, ItemColumns(image_column, text_column, id_column), images)
+        predictor = predicting.ItemPredictor(head, checkpoints=where, options=options)
+        if table is not None and submission is None and not as_json:
+            _predict_to(table, predictor, listed, rule)
+            return
     if dataset is not None:
         seen = read_seen(resolve_run(changed_since, out)) if changed_since else None
         whole = submission is not None
-        found = predicting.predict_dataset(head, ec.open(cache)[dataset], split, seen, fill=whole)
+        opened = ec.open(cache)[dataset]
+        found = predicting.predict_dataset(head, opened, split, seen, fill=whole, progress=not as_json)
+    elif items is not None:
+        found = _merged(predictor, listed, progress=not as_json)
     else:
-        where = dict(_assignment(one) for one in checkpoint or [])
-        options = ec.Options(device=device)
         found = predicting.predict_items(head, image or [], text or [], checkpoints=where, options=options)
     found = replace(found, empty=rule)
     if submission is not None:
@@ -529,6 +644,44 @@ def predict(
     elif submission is None and table is None:
         _print_predictions(found)
     _say_exceptions(found)
+
+
+def _batches(predictor: ItemPredictor, listed: ItemFile, *, progress: bool) -> Iterator[Predictions]:
+    """Labels of a file's rows, batch by batch."""
+    from heads.item_files import predict_rows
+
+    needed = {one.modality for one in predictor.head.features}
+    total = listed.count() if progress else None
+    return predict_rows(predictor, listed.rows(needed), total=total, progress=progress)
+
+
+def _merged(predictor: ItemPredictor, listed: ItemFile, *, progress: bool) -> Predictions:
+    """All of a file's rows at once, for the screen and for submissions."""
+    from embedcache.errors import UsageError
+    from heads.predict import merged
+
+    parts = list(_batches(predictor, listed, progress=progress))
+    if not parts:
+        raise UsageError(f"{listed.path} has no rows.")
+    return merged(parts)
+
+
+def _predict_to(path: Path, predictor: ItemPredictor, listed: ItemFile, rule: Empty) -> None:
+    """A file's rows to a table, no more than a batch of them in memory."""
+    from dataclasses import replace
+
+    from heads.submission import table_of
+
+    rows = failed = 0
+    with table_of(path) as add:
+        for found in _batches(predictor, listed, progress=True):
+            add(replace(found, empty=rule))
+            rows += len(found.ids)
+            for name, reason in list(found.failures.items())[: max(0, 5 - failed)]:
+                _say(f"not predicted: {name}: {reason}")
+            failed += len(found.failures)
+    more = f"; {failed:,} could not be predicted" if failed else ""
+    _say(f"{rows:,} rows in {path}{more}")
 
 
 def _say_exceptions(found: Predictions) -> None:
@@ -638,17 +791,26 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 @app.command()
 def info(
-    name: Annotated[str, typer.Argument(help="A data set of the cache.")],
+    name: Annotated[str | None, typer.Argument(help="A data set of the cache.")] = None,
     features: Annotated[str | None, typer.Option(help="One feature set: everything that is known of it.")] = None,
     diff: Annotated[tuple[str, str] | None, typer.Option(help="Two feature sets: what differs between them.")] = None,
     failed: Annotated[bool, typer.Option("--failed", help="List failed items with their reasons.")] = False,
+    run: Annotated[Path | None, typer.Option(help="A run instead: what its head takes, with all it needs.")] = None,
+    checkpoint: CheckpointOption = None,
     cache: CacheOption = Path("cache"),
+    out: OutOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is known of a data set, or of one of its feature sets."""
+    """Say what is known of a data set, of one of its feature sets, or of a run's size."""
     import embedcache as ec
+    from embedcache.errors import UsageError
 
-    dataset = ec.open(cache)[name]
+    if (run is None) == (name is None):
+        raise UsageError("Name a data set, or a run with --run: what is to be told?")
+    if run is not None:
+        _print_sizes(run, dict(_assignment(one) for one in checkpoint or []), out, as_json)
+        return
+    dataset = ec.open(cache)[str(name)]
     if diff is not None:
         _print_difference(dataset, diff, as_json)
     elif failed:
@@ -662,6 +824,25 @@ def info(
         _print_json(asdict(dataset.record))
     else:
         _print_dataset(dataset)
+
+
+def _print_sizes(run: Path, where: Mapping[str, str], out: Path, as_json: bool) -> None:
+    """Bytes of backbones, tokenizers and head."""
+    from dataclasses import asdict
+
+    from heads import sizes
+    from heads.record import resolve_run
+
+    parts = sizes.of_run(resolve_run(run, out), where)
+    if as_json:
+        _print_json({"parts": [asdict(part) for part in parts], "bytes": sizes.total(parts)})
+        return
+    table = _table("part", "size", right=("size",))
+    for part in parts:
+        size = "not known" if part.nbytes is None else sizes.readable(part.nbytes)
+        table.add_row(f"{part.what} ({part.why})" if part.why else part.what, size)
+    table.add_row("all that is known", sizes.readable(sizes.total(parts)))
+    _show(table)
 
 
 def _print_dataset(dataset: Any) -> None:
@@ -814,6 +995,34 @@ def export(
         _echo(f"{count:,} samples left out: {reason}", "  ")
     for path in done.paths:
         typer.echo(f"{path}")
+
+
+@app.command("export-head")
+def export_head(
+    to: Annotated[Path, typer.Option(help="The ONNX file to write.")],
+    run: Annotated[Path, typer.Option(help="A run's folder, or its name in --out.")] = Path("latest"),
+    out: OutOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write the head of a run as ONNX, its transforms folded in, and check that both give the same numbers.
+
+    For heads of the kind mlp. Needs the package onnx: pip install embedcache[onnx].
+    """
+    from dataclasses import asdict
+
+    from embedcache.errors import UsageError
+    from heads.onnx_export import export
+    from heads.record import HEAD, resolve_run
+    from heads.saved import FittedHead
+
+    if to.suffix.lower() != ".onnx":
+        raise UsageError(f"--to names an ONNX file, with the ending .onnx; got {to}.")
+    found = export(FittedHead.load(resolve_run(run, out) / HEAD), to)
+    if as_json:
+        _print_json(asdict(found))
+        return
+    checked = f"{found.rows} rows by {found.checked_with}, largest difference {found.difference:.1e}"
+    typer.echo(f"{to}: features in, probabilities out; checked on {checked}")
 
 
 @app.command("import")

@@ -119,6 +119,13 @@ def extract(
     ]
 
 
+def extract_rows(
+    opened: OpenedDataset, backbone: Backbone, options: Options, rows: npt.NDArray[np.int64]
+) -> Extraction:
+    """Encode the items of some samples of one data set, as ``extract`` would. rows: of its table, int64."""
+    return _extract_all([Job(opened, backbone, options, None, 0, rows)], dry_run=False)[0]
+
+
 def _extract_all(jobs: Sequence[Job], dry_run: bool) -> list[Extraction]:
     """One data set with each backbone; those that have images to encode go through them side by side."""
     found: dict[int, Extraction] = {}

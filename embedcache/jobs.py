@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One data set, one backbone."""
+    """One data set, one backbone. chosen: the samples whose items are encoded, rows of the table; None for all."""
 
     opened: OpenedDataset
     backbone: Backbone
     options: Options
     limit: int | None
     seed: int
+    chosen: npt.NDArray[np.int64] | None = None
 
     @property
     def modality(self) -> Modality:
@@ -55,7 +56,7 @@ class Job:
         """The samples whose items are encoded; None for all."""
         n = self.opened.table.samples.num_rows
         if self.limit is None or self.limit >= n:
-            return None
+            return self.chosen
         if self.limit < 1:
             raise UsageError(f"--limit must be positive, got {self.limit}.")
         names = self.opened.table.targets
@@ -123,13 +124,17 @@ def _satisfying(job: Job, path: Path, notes: list[str]) -> FeatureFile | None:
     except DamagedFileError as error:
         notes.append(str(error))
         return None
+    return file if satisfies(file, job.backbone, job.options) else None
+
+
+def satisfies(file: FeatureFile, backbone: Backbone, options: Options) -> bool:
+    """Whether a file's vectors are this encoder's, in a precision that is asked for."""
     found = file.provenance
     compute, stored = found.pop("compute"), found.pop("stored")
-    wanted = Provenance(job.backbone.identity, "float32", "float32").to_dict()
+    wanted = Provenance(backbone.identity, "float32", "float32").to_dict()
     del wanted["compute"], wanted["stored"]
-    same = json.loads(json.dumps(wanted)) == found
-    options = job.options
-    return file if same and options.precision in ("auto", compute) and options.stored in ("auto", stored) else None
+    same = bool(json.loads(json.dumps(wanted)) == found)
+    return same and options.precision in ("auto", compute) and options.stored in ("auto", stored)
 
 
 def decide(job: Job, wanted: Wanted, found: Found) -> tuple[Plan, Wanted]:

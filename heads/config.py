@@ -120,7 +120,8 @@ class HeadConfig(_Strict):
     score: what the search maximises; None is accuracy, or f1_micro where samples have several labels. threshold: for
     those alone; a number is a fixed one, None tunes one per label for F1. chain: for those alone too, each label's
     classifier sees the labels before it, the most frequent first. oversample: training rows with rare labels are
-    repeated up to that many times.
+    repeated up to that many times. seeds: that many final fits, with ``seed`` and those after it, for mean and
+    deviation of the scores; the head of the first one is kept.
     """
 
     head: str = "logistic"
@@ -141,6 +142,7 @@ class HeadConfig(_Strict):
     validation: int | float = 0.1
     test: int | float | None = None
     seed: int = 0
+    seeds: int = Field(1, ge=1)
     jobs: int | None = Field(None, ge=1)
 
     @field_validator("features", mode="before")

@@ -19,7 +19,7 @@ from embedcache.view import Features, shared_groups, target_name
 from heads import head_named, vqa
 from heads.base import Head, check_parameters, weight_parameter
 from heads.config import Folds, HeadConfig, Selection, Threshold
-from heads.fitting import Weights, fit_pipeline, weights_of
+from heads.fitting import Weights, continue_pipeline, fit_pipeline, weights_of
 from heads.fusion import OF_ANSWERS, Late, Union, stacked_weights, union_thresholds, weighted
 from heads.grid import Candidates, SearchResult, candidates, estimate_seconds, search
 from heads.inputs import feature_sets, inputs_for, label_of, transforms_apply, with_each_alone
@@ -28,6 +28,7 @@ from heads.metrics import Interval, RowScores
 from heads.multilabel import indicators, is_multilabel, strata
 from heads.oversampling import oversampled
 from heads.probabilities import of_all
+from heads.repeats import Repeats, gathered, seeds_of
 from heads.saved import FittedHead, bindings
 from heads.selection import Vocabulary, selected, with_top_classes
 from heads.splits import Rows, Splits, folds, make_splits
@@ -84,6 +85,7 @@ class FittedRun:
     seconds: float
     held: Held | None = None
     fusion: str = "concat"
+    repeats: Repeats | None = None
 
     @property
     def label(self) -> str:
@@ -372,12 +374,13 @@ def _preview(task: Task, ready: _Ready) -> Preview:
 
 
 def _n_fits(task: Task) -> int:
-    """Trainings: unique candidates times folds (or once on the validation split), the final one, and for thresholds."""
+    """Trainings: unique candidates times folds (once on the validation split), the final ones, and for thresholds."""
     out_of_fold = task.config.cv.folds if task.config.cv and task.holds_out and not len(task.splits.validation) else 0
+    final = (1 + out_of_fold) * task.config.seeds
     if not task.config.searches:
-        return 1 + out_of_fold
+        return final
     per_candidate = task.config.cv.folds if task.config.cv else 1
-    return len(task.found.unique) * per_candidate + 1 + out_of_fold
+    return len(task.found.unique) * per_candidate + final
 
 
 def fit(task: Task, *, progress: bool = False) -> list[FittedRun]:
@@ -398,18 +401,84 @@ def fit(task: Task, *, progress: bool = False) -> list[FittedRun]:
 
 def _fit_one(task: Task, ready: _Ready, progress: bool) -> FittedRun:
     began = time.perf_counter()
-    steps = _steps(task.config, ready.features) if transforms_apply(task.head) else []
+    steps = _own_steps(task, ready)
     found, splitter = _search(task, ready, steps, progress) if task.config.searches else (None, None)
     point = task.found.points[found.best] if found is not None else {}
     parameters = {**task.config.fixed, **point}
     estimator = _fitted(task, ready, steps, parameters, ready.rows["train"])
+    run = _scored_run(task, ready, steps, parameters, estimator)
+    repeats = _repeats(task, ready, parameters, run)
+    notes = (*run.notes, *_convergence(found), *((repeats.said,) if repeats is not None else ()))
+    seconds = time.perf_counter() - began
+    return replace(run, search=found, splitter=splitter, repeats=repeats, notes=notes, seconds=seconds)
+
+
+def _own_steps(task: Task, ready: _Ready) -> list[tuple[str, Any]]:
+    """Unfitted transforms for these features, where the head reads vectors."""
+    return _steps(task.config, ready.features) if transforms_apply(task.head) else []
+
+
+def _repeats(task: Task, ready: _Ready, parameters: Mapping[str, Any], first: FittedRun) -> Repeats | None:
+    """The final fit with each further seed, scored as the first was; None where one seed is all that is asked for."""
+    seeds = seeds_of(task.config.seed, task.config.seeds)
+    if len(seeds) == 1:
+        return None
+    scores = [_values(first)]
+    for seed in seeds[1:]:
+        again = replace(task, config=task.config.model_copy(update={"seed": seed}))
+        steps = _own_steps(again, ready)
+        estimator = _fitted(again, ready, steps, parameters, ready.rows["train"])
+        scores.append(_values(_scored_run(again, ready, steps, parameters, estimator)))
+    return gathered(seeds, scores)
+
+
+def _values(run: FittedRun) -> dict[str, dict[str, float]]:
+    """Scores by split and metric, without their intervals."""
+    return {
+        split: {name: score.value for name, score in one.scores.items()}
+        for split, one in run.scored.items()
+        if one.scores
+    }
+
+
+def continued(task: Task, head: FittedHead, epochs: int) -> FittedRun:
+    """``epochs`` epochs more of an iterative head on the training rows of ``task``, scored as ``fit`` scores.
+
+    Its transforms stay as they were fitted. Raises UsageError for features of other fingerprints, and for other
+    classes than it was fitted on.
+    """
+    began = time.perf_counter()
+    ready = _ready(task, task.sets[0])
+    head.check(ready.features)
+    if head.classes != task.classes:
+        raise UsageError(
+            f"The head knows {len(head.classes)} classes, and the data set has {len(task.classes)} now, or others: "
+            "its training cannot go on. Fit a head on these."
+        )
+    continue_pipeline(
+        head.estimator,
+        ready.x,
+        ready.codes,
+        ready.rows["train"],
+        epochs,
+        weights=ready.weights,
+        held=ready.rows["validation"],
+    )
+    run = _scored_run(task, ready, _own_steps(task, ready), task.config.fixed, head.estimator)
+    return replace(run, seconds=time.perf_counter() - began)
+
+
+def _scored_run(
+    task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], estimator: Any
+) -> FittedRun:
+    """A fitted pipeline with its thresholds, as a head with its scores."""
+    began = time.perf_counter()
     held = _held_out(task, ready, estimator, steps, parameters) if task.holds_out else None
     thresholds, said = _thresholds(task, held)
-    said = [*_convergence(found), *said, *_of_weights(ready, estimator), *_of_oversampling(task, ready)]
+    said = [*said, *_of_weights(ready, estimator), *_of_oversampling(task, ready)]
     fusion = task.config.fusion.kind if len(ready.features.sets) > 1 else "concat"
-    head = _head(task, ready, estimator, thresholds)
-    run = _run(task, ready, head, said, began)
-    return replace(run, parameters=parameters, search=found, splitter=splitter, held=held, fusion=fusion)
+    run = _run(task, ready, _head(task, ready, estimator, thresholds), said, began)
+    return replace(run, parameters=parameters, held=held, fusion=fusion)
 
 
 def _fuse(task: Task, ready: _Ready, members: Sequence[FittedRun]) -> FittedRun:

@@ -57,6 +57,36 @@ def fit_pipeline(
     return Pipeline([*(transforms.steps if transforms is not None else []), ("head", estimator)])
 
 
+def continue_pipeline(
+    pipeline: Any,
+    x: Any,
+    codes: npt.NDArray[Any],
+    rows: Rows,
+    epochs: int,
+    *,
+    weights: Weights | None = None,
+    held: Rows | None = None,
+) -> None:
+    """Train the head of a fitted pipeline ``epochs`` epochs more, behind its transforms as they are.
+
+    rows, weights, held: as in ``fit_pipeline``. Raises UsageError for a head that is not trained by epochs.
+    """
+    from sklearn.utils.validation import has_fit_parameter
+
+    estimator = pipeline[-1]
+    if not hasattr(estimator, "continue_fit"):
+        kind = type(estimator).__name__
+        raise UsageError(f"A {kind} is not trained by epochs: there is nothing to go on with. Fit it again instead.")
+    transforms = pipeline[:-1] if len(pipeline) > 1 else None
+    options: dict[str, Any] = {}
+    if weights is not None and has_fit_parameter(estimator, "sample_weight"):
+        options["sample_weight"] = weights[rows]
+    if held is not None and len(held):
+        options["validation"] = x[held] if transforms is None else transforms.transform(x[held]), codes[held]
+    own = x[rows] if transforms is None else transforms.transform(x[rows])
+    estimator.continue_fit(own, codes[rows], epochs, **options)
+
+
 def weights_of(features: Features) -> Weights | None:
     """The units' sample weights, float32 (units,), 1 where there is none; None where the data set states none."""
     if WEIGHT not in features.table.samples.column_names:

@@ -19,6 +19,7 @@ from embedcache.errors import DataNotFoundError, UsageError
 from embedcache.files import replacing, write_json
 from embedcache.samples import read_parquet, write_parquet
 from embedcache.view import Features
+from heads import training_state
 from heads.config import Fusion, HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
 from heads.fitting import history_of
@@ -154,6 +155,7 @@ def write_run(folder: Path, task: Task, run: FittedRun) -> None:
     whole = next(one for one in task.sets if one.names == run.features.names)
     write_parquet(folder / SEEN, seen(whole))
     run.head.save(folder / HEAD)
+    training_state.keep(run.head.estimator[-1], folder)
 
 
 def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
@@ -176,6 +178,7 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
             for split, scored in run.scored.items()
             if scored.scores
         },
+        **({"repeats": run.repeats.document()} if run.repeats is not None else {}),
         **_multilabel_document(run, task),
         **(
             {"by_type": parts}

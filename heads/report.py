@@ -17,6 +17,7 @@ from heads.fit import FittedRun, Scored, Task
 from heads.metrics import ClassCounts, Codes, Interval, class_counts, confusion
 from heads.multilabel import LabelRow
 from heads.record import Comparison, label_tables
+from heads.repeats import Repeats
 
 PAGE: Final = "report.html"
 _SHOWN_CLASSES: Final = 30
@@ -127,6 +128,8 @@ def _run(run: FittedRun, shared: Sequence[str]) -> list[str]:
         ]
         head = ("score", *(f"{split} ({len(one.truth):,})" for split, one in scored.items()))
         parts.append(_table(head, rows))
+    if run.repeats is not None:
+        parts += _repeats(run.repeats)
     facts = [
         f"parameters: {_pairs(run.parameters) or 'defaults'}",
         *(f"{one.name}: {one.dim} numbers, fingerprint {one.fingerprint}" for one in run.head.features),
@@ -142,6 +145,14 @@ def _run(run: FittedRun, shared: Sequence[str]) -> list[str]:
         parts += [_by_type(name, rows) for name, rows in scored[last].by_type.items()]
         parts.append(_picture(_confusion_plot(run, scored[last], last), f"confusion matrix of {last}"))
     return parts
+
+
+def _repeats(found: Repeats) -> list[str]:
+    """Mean and deviation over the seeds."""
+    metrics = list(next(iter(found.scores.values()), {}))
+    rows = [(name.replace("_", " "), *(own[name].shown(name) for own in found.scores.values())) for name in metrics]
+    head = ("mean ± deviation", *found.scores)
+    return [f"<h3>{len(found.seeds)} seeds</h3>", _table(head, rows), f"<p class=sub>{_text(found.said)}</p>"]
 
 
 LABEL_COLUMNS: Final = ("label", "threshold", "TP", "FP", "FN", "TN", "F1", "AP")
