@@ -403,8 +403,9 @@ def _print_previews(previews: Sequence[Preview], as_json: bool) -> None:
     for note in first.notes:
         _say(f"  note: {note}")
     for one in previews:
-        numbers = " + ".join(map(str, one.dims))
-        _say(f"{one.label} ({numbers} numbers): {_fits(one)}, at most about {_duration(one.seconds)}")
+        numbers = " + ".join(str(dim) for dim in one.dims if dim)
+        read = " and ".join([*(["word ids"] if 0 in one.dims else []), *([f"{numbers} numbers"] if numbers else [])])
+        _say(f"{one.label} ({read}): {_fits(one)}, at most about {_duration(one.seconds)}")
 
 
 def _fits(one: Preview) -> str:

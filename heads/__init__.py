@@ -9,11 +9,13 @@ from typing import Final
 
 from embedcache.errors import unknown_name
 from heads.base import Head
+from heads.cnn import Cnn
 from heads.logistic import Logistic
+from heads.lstm import Lstm
 from heads.mlp import Mlp
 from heads.sklearn_mlp import SklearnMlp
 
-HEADS: Final[dict[str, Head]] = {head.name: head for head in (Logistic(), Mlp(), SklearnMlp())}
+HEADS: Final[dict[str, Head]] = {head.name: head for head in (Logistic(), Mlp(), SklearnMlp(), Lstm(), Cnn())}
 
 
 def head_named(name: str) -> Head:

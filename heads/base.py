@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from embedcache.errors import unknown_name
+
+VECTORS: Final = "vectors"
+TOKENS: Final = "tokens"
 
 
 class Head(Protocol):
@@ -37,6 +40,11 @@ class Head(Protocol):
 
     def slim(self, estimator: Any) -> Any:
         """The fitted estimator without what only training needed, safe to save without pickle."""
+
+
+def reads(head: Head) -> str:
+    """``vectors``: a head's rows are a matrix; ``tokens``, where it says so: word ids, with a matrix beside or not."""
+    return str(getattr(head, "reads", VECTORS))
 
 
 def constructor_parameters(kind: type) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from embedcache.errors import UsageError
 from embedcache.samples import TARGET_PREFIX, combined
 from embedcache.view import Features, shared_groups, target_name
 from heads import head_named, vqa
-from heads.base import Head, check_parameters
+from heads.base import TOKENS, Head, check_parameters, reads
 from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.fitting import Weights, fit_pipeline, weights_of
 from heads.grid import Candidates, SearchResult, candidates, estimate_seconds, search
@@ -26,6 +26,7 @@ from heads.metrics import Interval, RowScores
 from heads.multilabel import indicators, is_multilabel, strata
 from heads.saved import FittedHead, bindings
 from heads.selection import Vocabulary, selected, with_top_classes
+from heads.sequences import check_words, rows_of, vectors_of, with_transform_inside
 from heads.splits import Rows, Splits, folds, make_splits
 from heads.thresholds import DEFAULT, tune
 from heads.transforms import build, for_sets
@@ -146,10 +147,12 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     Raises MissingFeaturesError with the command that extracts what is missing, UsageError for what cannot be.
     """
     head = head_named(config.head)
+    if reads(head) == TOKENS:
+        config = with_transform_inside(config)
     check_parameters(head, set(config.fixed))
     opened = open_cache(cache)
     dataset = opened[config.dataset] if config.dataset else opened.only()
-    sets = _feature_sets(dataset, config)
+    sets = _feature_sets(dataset, config, reads(head))
     _check_transform(config, sets)
     base, left_out = _common(dataset, sets, config.select)
     target = target_name(dataset.table, config.select.target)
@@ -206,10 +209,15 @@ def _check_transform(config: HeadConfig, sets: Sequence[Features]) -> None:
     build(config.transform, list(width), list(width.values()), config.seed)
 
 
-def _feature_sets(dataset: CachedDataset, config: HeadConfig) -> tuple[Features, ...]:
-    if config.features is None:
-        return (dataset.features(captions=config.select.captions),)
-    return tuple(dataset.features(*names, captions=config.select.captions) for names in config.features)
+def _feature_sets(dataset: CachedDataset, config: HeadConfig, read: str) -> tuple[Features, ...]:
+    """Choices of features; of a head of words each has word ids, and those alone are its default."""
+    chosen = config.features if config.features is not None else [[]]
+    opened = dataset.with_words if read == TOKENS else dataset.features
+    sets = tuple(opened(*names, captions=config.select.captions) for names in chosen)
+    if read == TOKENS:
+        for one in sets:
+            check_words(config.head, one)
+    return sets
 
 
 def _common(dataset: CachedDataset, sets: Sequence[Features], selection: Selection) -> tuple[Features, dict[str, int]]:
@@ -257,13 +265,13 @@ def _codes(base: Features, target: str) -> tuple[tuple[Any, ...], Rows]:
 
 @dataclass(frozen=True)
 class _Ready:
-    """One choice of features with its matrix; unit rows by split. codes: as in ``Targets``, of the units.
+    """One choice of features with its rows; unit rows by split. x: as ``rows_of`` gives them.
 
-    weights: of the units, None where the data set states none.
+    codes: as in ``Targets``, of the units. weights: of the units, None where the data set states none.
     """
 
     features: Features
-    x: npt.NDArray[np.float32]
+    x: Any
     codes: Truth
     groups: Rows
     base_row: Rows
@@ -281,7 +289,7 @@ def _ready(task: Task, features: Features) -> _Ready:
     for name in ("train", "validation", "test"):
         of_split[getattr(task.splits, name)] = name
     rows = {name: np.flatnonzero(of_split[base_row] == name) for name in ("train", "validation", "test")}
-    x = features.matrix(np.float32)
+    x = rows_of(features)
     weights = weights_of(features)
     return _Ready(features, x, task.codes[base_row], shared_groups(features), base_row, rows, weights)
 
@@ -427,8 +435,9 @@ def _fitted(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters:
     return pipeline
 
 
-def _mean(x: npt.NDArray[np.float32], rows: Rows) -> npt.NDArray[np.float64]:
+def _mean(rows_in: Any, rows: Rows) -> npt.NDArray[np.float64]:
     """The mean vector of some rows, (dims,), without a copy of them all."""
+    x = vectors_of(rows_in)
     total = np.zeros(x.shape[1])
     for start in range(0, len(rows), _CHUNK):
         total += x[rows[start : start + _CHUNK]].sum(0, dtype=np.float64)

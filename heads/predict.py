@@ -13,13 +13,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embedcache.cache import CachedDataset
-from embedcache.encoding import EncoderReference, Encodings, encode
+from embedcache.encoding import EncoderReference, Encodings, WordEncodings, encode, encode_words
 from embedcache.errors import AllItemsFailedError, UsageError
 from embedcache.options import Options
 from embedcache.provenance import Modality
 from embedcache.view import CAPTIONS, Features, content_digests
 from heads.kinds import KindName
 from heads.saved import FeatureBinding, FittedHead, label_sets
+from heads.sequences import Sequences, rows_of
 from heads.thresholds import Flags, decide
 
 TOP = 5
@@ -124,14 +125,40 @@ def predict_items(
     _refuse_mismatch(head, given, needed)
     n = len(given[next(iter(needed))])
     ids = [_name(given, needed, row) for row in range(n)]
-    found = [_encoded(one, given[one.modality], checkpoints or {}, options) for one in head.features]
+    found: list[Encodings | WordEncodings] = [
+        encode_words(one.backbone, one.settings, one.fingerprint, head.vocabulary, texts)
+        if one.words
+        else _encoded(one, given[one.modality], checkpoints or {}, options)
+        for one in head.features
+    ]
     failures = {ids[row]: reason for one in found for row, reason in one.failures.items()}
     kept = [row for row in range(n) if not any(row in one.failures for one in found)]
     if not kept:
         raise AllItemsFailedError("Nothing could be encoded: " + "; ".join(f"{k}: {v}" for k, v in failures.items()))
-    matrix = np.hstack([one.vectors[kept].astype(np.float32) for one in found])
+    rows = _side_by_side(head, found, n)[np.array(kept)]
     names = tuple(ids[row] for row in kept)
-    return Predictions(names, head.classes, head.predict_proba(matrix), failures, head.kind, head.thresholds)
+    return Predictions(names, head.classes, head.predict_proba(rows), failures, head.kind, head.thresholds)
+
+
+def _side_by_side(head: FittedHead, found: Sequence[Encodings | WordEncodings], n: int) -> Any:
+    """What the head reads of ``n`` items."""
+    vectors = [one.vectors.astype(np.float32) for one in found if isinstance(one, Encodings)]
+    matrix = np.hstack(vectors) if vectors else np.zeros((n, 0), np.float32)
+    for one, binding in zip(found, head.features, strict=True):
+        if isinstance(one, WordEncodings):
+            return _sequences(head, binding, one.tokens, one.offsets, matrix)
+    return matrix
+
+
+def _sequences(
+    head: FittedHead,
+    binding: FeatureBinding,
+    tokens: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    matrix: npt.NDArray[Any],
+) -> Sequences:
+    words = head.vocabulary
+    return Sequences.of(tokens, offsets, len(words), matrix, words, binding.fingerprint)
 
 
 def _refuse_mismatch(head: FittedHead, given: Mapping[str, Sequence[Any]], needed: set[str]) -> None:
@@ -179,7 +206,7 @@ def predict_dataset(
     """
     captions = next(policy for policy in CAPTIONS if policy == head.captions)
     queries = [f"{one.name.partition('@')[0]}@{one.fingerprint}" for one in head.features]
-    features = dataset.features(*queries, captions=captions)
+    features = dataset.with_words(*queries, captions=captions)
     head.check(features)
     whole = Features(dataset.table, (), np.arange(dataset.table.samples.num_rows), "mean", {})
     wanted = _of_split(whole, split)
@@ -206,7 +233,7 @@ def _filled(
 
     Several captions are averaged here under every policy but ``first``: what is missing is coarser than that.
     """
-    if not head.mean or not head.prior:
+    if len(head.mean) != sum(one.dim for one in head.features) or not head.prior:
         raise UsageError(
             f"{len(samples)} samples lack features, and the head, saved by an earlier release, does not know what to "
             "put in their place: fit it again."
@@ -214,22 +241,31 @@ def _filled(
     x = np.tile(np.array(head.mean, np.float32), (len(samples), 1))
     lacks = np.ones((len(samples), len(queries)), bool)
     ends = np.cumsum([one.dim for one in head.features])
+    rows: Any = x
     for number, (query, one) in enumerate(zip(queries, head.features, strict=True)):
-        own = dataset.features(query, captions="first" if head.captions == "first" else "mean")
+        own = dataset.with_words(query, captions="first" if one.words or head.captions == "first" else "mean")
         have = np.isin(samples, own.sample_rows)
-        vectors = own.take(np.searchsorted(own.sample_rows, samples[have])).matrix(np.float32)
-        x[have, ends[number] - one.dim : ends[number]] = vectors
+        taken = own.take(np.searchsorted(own.sample_rows, samples[have]))
+        if one.words:
+            words = rows_of(taken)
+            lengths = np.zeros(len(samples), np.int64)
+            lengths[have] = words.lengths
+            rows = _sequences(head, one, words.tokens, np.concatenate([[0], np.cumsum(lengths)]), x)
+        else:
+            x[have, ends[number] - one.dim : ends[number]] = taken.matrix(np.float32)
         lacks[:, number] = ~have
-    probabilities = head.predict_proba(x)
+    probabilities = head.predict_proba(rows)
     probabilities[lacks.all(1)] = head.prior
-    names = [one.name.partition("@")[0] for one in head.features]
-    return probabilities, [_stand_in(names, row) for row in lacks]
+    return probabilities, [_stand_in(head.features, row) for row in lacks]
 
 
-def _stand_in(names: Sequence[str], lacks: Flags) -> str:
+def _stand_in(features: Sequence[FeatureBinding], lacks: Flags) -> str:
     if lacks.all():
         return "the training labels' shares"
-    return "the training mean of " + " and ".join(names[int(number)] for number in np.flatnonzero(lacks))
+    lacking = [features[int(number)] for number in np.flatnonzero(lacks)]
+    means = " and ".join(one.name.partition("@")[0] for one in lacking if not one.words)
+    said = [f"the training mean of {means}"] if means else []
+    return " and ".join([*said, *("no words" for one in lacking if one.words)])
 
 
 def _news(features: Features, wanted: Features, seen: pa.Table) -> tuple[Features, Features]:
@@ -261,7 +297,7 @@ def _mean_per_sample(head: FittedHead, features: Features) -> tuple[npt.NDArray[
     """Probabilities averaged over a sample's units (captions), and the samples they are of."""
     if not len(features):
         return np.zeros((0, len(head.classes))), np.zeros(0, np.int64)
-    found = head.predict_proba(features.matrix())
+    found = head.predict_proba(rows_of(features))
     samples, inverse = np.unique(features.sample_rows, return_inverse=True)
     mean = np.zeros((len(samples), found.shape[1]))
     np.add.at(mean, inverse, found)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -15,10 +15,10 @@ import numpy.typing as npt
 from embedcache.errors import DamagedFileError, EmbedCacheError, UsageError
 from embedcache.files import replacing, write_json
 from embedcache.provenance import FloatType, StoredType
-from embedcache.store import FeatureFile
-from embedcache.view import Features
+from embedcache.view import Features, FeatureSet
 from heads import head_named
 from heads.kinds import KindName
+from heads.sequences import Sequences
 from heads.thresholds import Flags, decide
 
 FORMAT: Final = 1
@@ -29,7 +29,8 @@ _ESTIMATOR, _HEAD, _NETWORK, _WEIGHTS = "estimator.skops", "head.json", "network
 class FeatureBinding:
     """A feature set that a head was fitted on.
 
-    fingerprint: what its numbers mean. backbone, settings, compute, stored: how to make more of them.
+    dim: 0 for word ids. fingerprint: what its numbers mean. backbone, settings, compute, stored: how to make more of
+    them.
     """
 
     name: str
@@ -40,6 +41,11 @@ class FeatureBinding:
     settings: Mapping[str, Any] = field(default_factory=dict)
     compute: FloatType = "float32"
     stored: StoredType = "float16"
+
+    @property
+    def words(self) -> bool:
+        """Whether it has word ids, not vectors."""
+        return self.dim == 0
 
 
 @dataclass(frozen=True)
@@ -72,16 +78,24 @@ class FittedHead:
         if len(self.mean) not in (0, sum(one.dim for one in self.features)):
             raise ValueError(f"a mean of {len(self.mean)} numbers for {sum(one.dim for one in self.features)}")
 
-    def predict_proba(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Probabilities (n, classes) of features (n, sum of dims); a class that training lacked gets zero."""
-        found = self.estimator.predict_proba(np.asarray(x, np.float32))
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The words whose ids it reads, if it does."""
+        return tuple(getattr(self.estimator[-1], "vocabulary_", ()))
+
+    def predict_proba(self, x: Any) -> npt.NDArray[np.float64]:
+        """Probabilities (n, classes) of features (n, sum of dims); a class that training lacked gets zero.
+
+        x: a matrix, or what ``sequences.rows_of`` gives where word ids are among the features.
+        """
+        found = self.estimator.predict_proba(x if isinstance(x, Sequences) else np.asarray(x, np.float32))
         if self.kind == "multi":
             return np.asarray(found, np.float64)
         full = np.zeros((len(found), len(self.classes)))
         full[:, self.estimator.classes_] = found
         return full
 
-    def predict(self, x: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
+    def predict(self, x: Any) -> npt.NDArray[np.object_]:
         """Labels (n,) of features (n, sum of dims); of the kind ``multi``, lists of them."""
         if self.kind == "multi":
             return label_sets(self.classes, decide(self.predict_proba(x), self.thresholds))
@@ -181,21 +195,21 @@ def asdict_shallow(head: FittedHead) -> dict[str, Any]:
 
 def bindings(features: Features) -> tuple[FeatureBinding, ...]:
     """What a head that is fitted on ``features`` is bound to."""
-    return tuple(_binding(one.name, one.file) for one in features.sets)
+    return tuple(_binding(one) for one in features.sets)
 
 
-def _binding(name: str, file: FeatureFile) -> FeatureBinding:
-    record, provenance = file.record, file.provenance
+def _binding(one: FeatureSet) -> FeatureBinding:
+    file, record, provenance = one.file, one.file.record, one.file.provenance
     return FeatureBinding(
-        name,
+        one.name,
         file.modality,
-        file.dim,
+        one.dim,
         file.fingerprint,
         # the name alone cannot say where a local folder lies; what does is never part of a cache
         str(record.get("backbone", "")),
         dict(record.get("settings", {})),
         provenance.get("compute", "float32"),
-        file.layout.stored,
+        cast(Any, getattr(file.layout, "stored", "int32")),
     )
 
 

@@ -70,7 +70,7 @@ CLOSED_TO_HEADS = (
 )
 
 HEAVY = frozenset({"torch", "torchvision", "timm", "transformers", "sentence_transformers"})
-HEAVY_AT_ONCE = ("embedcache.backbones.encoders", "embedcache.engines.local", "heads.training")
+HEAVY_AT_ONCE = ("embedcache.backbones.encoders", "embedcache.engines.local", "heads.training", "heads.torch_text")
 """The modules that are forward passes or training: they import torch at once, others when they are at it."""
 
 
