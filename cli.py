@@ -477,9 +477,10 @@ def _print_previews(previews: Sequence[Preview], as_json: bool) -> None:
     for note in first.notes:
         _say(f"  note: {note}")
     for one in previews:
-        numbers = f" ({' + '.join(map(str, one.dims))} numbers)" if one.dims else ""
+        numbers = " + ".join(str(dim) for dim in one.dims if dim)
+        read = " and ".join([*(["word ids"] if 0 in one.dims else []), *([f"{numbers} numbers"] if numbers else [])])
         time = f", at most about {_duration(one.seconds)}" if one.fits else ""
-        _say(f"{one.label}{numbers}: {_fits(one)}{time}")
+        _say(f"{one.label}{f' ({read})' if read else ''}: {_fits(one)}{time}")
 
 
 def _fits(one: Preview) -> str:

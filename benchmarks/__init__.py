@@ -12,6 +12,7 @@ BENCHMARKS: Final = {
     "text_speed": "benchmarks.text_speed",
     "read_speed": "benchmarks.read_speed",
     "grid_speed": "benchmarks.grid_speed",
+    "head_speed": "benchmarks.head_speed",
     "meli_read": "benchmarks.meli_read",
     "memory": "benchmarks.memory",
     "safety_cost": "benchmarks.safety_cost",

@@ -239,7 +239,25 @@ class CachedDataset:
                 f"python cli.py extract --dataset {self.name} --backbone vit-large",
                 self.name,
             )
-        files = [self.find(query) for query in chosen]
+        return self._assembled([self.find(query) for query in chosen], chosen, captions)
+
+    def with_words(self, *queries: FeatureQuery, captions: Captions = "mean") -> Features:
+        """The same for heads that read word ids too: those are a set without numbers. By default the word ids alone."""
+        named = [one for query in queries for one in self._towers(query)]
+        chosen = named or [self._only_words()]
+        return self._assembled([self.find_any(query) for query in chosen], chosen, captions)
+
+    def _only_words(self) -> FeatureQuery:
+        """The word ids that there are. Raises MissingFeaturesError where there are none, UsageError for several."""
+        found = [entry for entry in self.entries if entry.kind == TOKENS]
+        if not found:
+            raise self._missing("words", {}, "")
+        if len(found) > 1:
+            listed = "; ".join(entry.described for entry in found)
+            raise UsageError(f"{self.name} has several sets of word ids: {listed}. Name one, with @ and a fingerprint.")
+        return f"{file_name(found[0].file)}@{found[0].file.fingerprint}"
+
+    def _assembled(self, files: Sequence[ItemFile], chosen: Sequence[FeatureQuery], captions: Captions) -> Features:
         if len({file.path for file in files}) < len(files):
             raise UsageError(f"A feature set is named twice: {', '.join(map(str, chosen))}.")
         names = [file_name(file) for file in files]

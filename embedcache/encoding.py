@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from embedcache.backbones import resolve, split_name, tower_of, with_own
 from embedcache.backbones.base import Backbone, BackboneSettings
@@ -22,6 +23,9 @@ from embedcache.errors import CheckpointNotFoundError, ItemError, UsageError
 from embedcache.options import Options
 from embedcache.precision import load_encoder
 from embedcache.provenance import FloatType, Modality, Provenance, StoredType
+from embedcache.provenance import fingerprint as digest
+from embedcache.word_ids import provenance
+from embedcache.words import Vocabulary, tokenize
 
 _BLOCK = 256
 
@@ -139,3 +143,34 @@ def _payload(item: Path | str) -> bytes:
         raise ItemError("the file is missing") from error
     except OSError as error:
         raise ItemError(f"the file cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class WordEncodings:
+    """tokens: int32, flat; text ``i`` is ``tokens[offsets[i]:offsets[i + 1]]``. failures: position to reason."""
+
+    tokens: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    failures: Mapping[int, str]
+
+
+def encode_words(
+    name: str, settings: Mapping[str, Any], fingerprint: str, vocabulary: Sequence[str], texts: Sequence[str]
+) -> WordEncodings:
+    """Word ids of texts by the rule and the vocabulary of those that ``fingerprint`` means.
+
+    Raises UsageError where a release has another rule, or the ids are the data set's own, by a rule that is not known.
+    """
+    backbone = resolve(name, BackboneSettings(**_tupled(settings)))
+    if getattr(backbone, "published", False):
+        raise UsageError(f"{name} are word ids that a data set publishes: how it splits new texts is not known.")
+    if (found := digest(provenance(backbone, vocabulary))) != fingerprint:
+        raise UsageError(
+            f"The head was fitted on {name}@{fingerprint}; this release splits texts into words by another rule, "
+            f"{name}@{found}. Extract again and fit a head on that."
+        )
+    whole = [text.encode("utf-8", "replace").decode() for text in texts]  # a shell may pass bytes that are no text
+    split = tokenize(pa.array(whole, pa.string()), lowercase=backbone.settings.lowercase)
+    tokens = Vocabulary(tuple(vocabulary)).of(split.words)[split.numbers]
+    empty = np.flatnonzero(np.diff(split.offsets) == 0)
+    return WordEncodings(tokens, split.offsets, {int(row): "the text is empty" for row in empty})

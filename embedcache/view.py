@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 import xxhash
 
 from embedcache.container import FAILED, ItemFile
-from embedcache.errors import UsageError, unknown_name
+from embedcache.errors import DamagedFileError, UsageError, unknown_name
 from embedcache.items import fixed_length, positions
 from embedcache.provenance import Modality
+from embedcache.ragged import TokenFile, take_rows
 from embedcache.samples import TARGET_PREFIX, SampleTable, combined
 from embedcache.store import FeatureFile
 
@@ -65,7 +66,7 @@ class FeatureSet:
         """The same set for some of the units; costs what they cost, however many there are in all."""
         if self.single:
             counted = self.offsets[: len(rows) + 1] if len(rows) < len(self.offsets) else np.arange(len(rows) + 1)
-            return FeatureSet(self.name, self.file, self.references[rows], counted)
+            return replace(self, references=self.references[rows], offsets=counted)
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -100,6 +101,36 @@ class FeatureSet:
             sums = np.add.reduceat(vectors, self.offsets[start:stop] - first, axis=0)
             out[start:stop] = sums / np.diff(self.offsets[start : stop + 1])[:, None]
         return out
+
+
+@dataclass(frozen=True)
+class WordSet(FeatureSet):
+    """Word ids among feature sets: one row of any length for each unit, and no number in the matrix."""
+
+    @property
+    def dim(self) -> int:
+        """None: 0."""
+        return 0
+
+    @property
+    def tokens(self) -> TokenFile:
+        """The file, as what it is."""
+        found: Any = self.file
+        return cast(TokenFile, found)
+
+    def gather(self) -> npt.NDArray[np.float32]:
+        """(units, 0)."""
+        return np.zeros((len(self.offsets) - 1, 0), np.float32)
+
+    def ragged(self) -> tuple[npt.NDArray[np.int32], Rows]:
+        """The ids of all units, flat, and offsets (units + 1,).
+
+        Raises DamagedFileError for an id outside the vocabulary.
+        """
+        tokens, offsets = take_rows(self.tokens.tokens, self.tokens.offsets, self.references)
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.tokens.n_words:
+            raise DamagedFileError(f"{self.file.path} has an id outside its vocabulary: run verify.")
+        return tokens, offsets
 
 
 @dataclass(frozen=True)
@@ -194,6 +225,8 @@ class Features:
 
 
 def _type(one: FeatureSet) -> np.dtype[Any]:
+    if isinstance(one, WordSet):
+        return np.dtype(np.float16)
     return np.dtype(one.file.layout.stored) if one.single else np.dtype(np.float32)
 
 
@@ -221,10 +254,10 @@ def samples_frame(samples: pa.Table) -> pd.DataFrame:
     return frame
 
 
-def assemble(table: SampleTable, files: Sequence[tuple[str, FeatureFile]], captions: Captions = "mean") -> Features:
-    """Features of the samples that have a vector in every file.
+def assemble(table: SampleTable, files: Sequence[tuple[str, ItemFile]], captions: Captions = "mean") -> Features:
+    """Features of the samples that have a vector, or word ids, in every file.
 
-    Raises UsageError where there is no file, or a file's modality is not the data set's.
+    Raises UsageError where there is no file, a file's modality is not the data set's, or word ids would be averaged.
     """
     if not files:
         raise UsageError("Name at least one feature set.")
@@ -237,7 +270,19 @@ def assemble(table: SampleTable, files: Sequence[tuple[str, FeatureFile]], capti
     rows = [_file_rows(table, file) for _, file in files]
     if captions == "each" and any(file.modality == "text" for _, file in files):
         return _each_caption(table, files, rows, seen)
-    return _per_sample(table, files, rows, seen, captions)
+    features = _per_sample(table, files, rows, seen, captions)
+    for one in features.sets:
+        if isinstance(one, WordSet) and not one.single:
+            raise UsageError(
+                f"Samples have several texts, and the word ids of {one.name} cannot be averaged: say "
+                "select.captions=first or select.captions=each."
+            )
+    return features
+
+
+def _set(name: str, file: ItemFile, references: Rows, offsets: Rows) -> FeatureSet:
+    found: Any = file
+    return (WordSet if isinstance(file, TokenFile) else FeatureSet)(name, found, references, offsets)
 
 
 @dataclass(frozen=True)
@@ -269,7 +314,7 @@ def _file_rows(table: SampleTable, file: ItemFile) -> Rows:
 
 def _per_sample(
     table: SampleTable,
-    files: Sequence[tuple[str, FeatureFile]],
+    files: Sequence[tuple[str, ItemFile]],
     rows: Sequence[Rows],
     seen: Mapping[Any, _Seen],
     captions: Captions,
@@ -284,7 +329,7 @@ def _per_sample(
         references, offsets = _done(found, own.sample, n, first_only=captions == "first")
         _count_lacking(reasons, name, file, own, found, np.diff(offsets) == 0, usable)
         parts.append((references, offsets))
-    sets = tuple(FeatureSet(name, file, *part) for (name, file), part in zip(files, parts, strict=True))
+    sets = tuple(_set(name, file, *part) for (name, file), part in zip(files, parts, strict=True))
     features = Features(table, sets, np.arange(n, dtype=np.int64), captions, dict(reasons))
     return features if usable.all() else features.take(usable)
 
@@ -322,7 +367,7 @@ def _count_lacking(
 
 def _each_caption(
     table: SampleTable,
-    files: Sequence[tuple[str, FeatureFile]],
+    files: Sequence[tuple[str, ItemFile]],
     rows: Sequence[Rows],
     seen: Mapping[Any, _Seen],
 ) -> Features:
@@ -345,7 +390,7 @@ def _each_caption(
         else:
             image = seen["image"]
             references = file_rows[image.references[image.offsets[sample_rows]]]
-        sets.append(FeatureSet(name, file, references, np.arange(len(references) + 1)))
+        sets.append(_set(name, file, references, np.arange(len(references) + 1)))
     return Features(table, tuple(sets), sample_rows, "each", left_out)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from embedcache import ragged, store
 from embedcache.backbones import slug
+from embedcache.backbones.base import Backbone
 from embedcache.backbones.words_family import WordIds
 from embedcache.container import DONE, TOKENS, read_header
 from embedcache.datasets.base import PublishedTokens
@@ -68,17 +69,22 @@ class _Ids:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """The provenance of the job's word ids, short of the vocabulary, as JSON."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(job.backbone.identity)))
+def identity(backbone: Backbone) -> dict[str, Any]:
+    """The provenance of a backbone's word ids, short of the vocabulary, as JSON."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(backbone.identity)))
     return {**found, "compute": "none", "stored": "int32"}
+
+
+def provenance(backbone: Backbone, words: Sequence[str]) -> dict[str, Any]:
+    """The provenance of word ids that count in ``words``."""
+    return {**identity(backbone), "architecture": {"vocabulary": vocabulary_digest(words), "words": len(words)}}
 
 
 def existing(job: Job) -> FoundTokens:
     """The sealed token file whose provenance is the job's, whatever its vocabulary; the one with the most rows."""
     notes: list[str] = []
     found: list[TokenFile] = []
-    wanted = identity(job)
+    wanted = identity(job.backbone)
     for path in job.opened.folder.feature_paths(job.modality):
         if (header := read_header(path)) is None or header.kind != TOKENS:
             continue
@@ -146,17 +152,13 @@ def run(job: Job, decided: Plan, wanted: Wanted, found: FoundTokens) -> WordOutc
             ids = _new_ids(job, items, old, bar.update)
     failures = _failures(job, decided.ids[encode], items, ids)
     rows = _together(decided, wanted, encode, ids, old)
-    document = {**identity(job), "architecture": _architecture(ids.words)}
+    document = provenance(job.backbone, [word.decode() for word in ids.words.tolist()])
     path = job.opened.folder.feature_path(job.modality, slug(job.backbone.name), fingerprint(document))
     append_failures(path, failures)
     seconds = time.perf_counter() - began
     file = ragged.write(path, rows, document, _record(job, started, seconds, len(encode), ids))
     keep_failures(file)
     return WordOutcome(file, time.perf_counter() - began, ids.notes)
-
-
-def _architecture(words: npt.NDArray[np.bytes_]) -> dict[str, Any]:
-    return {"vocabulary": vocabulary_digest([word.decode() for word in words.tolist()]), "words": len(words)}
 
 
 def _record(job: Job, started: str, seconds: float, encoded: int, ids: _Ids) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from typing import Final
 
 from embedcache.errors import unknown_name
 from heads.base import Head
+from heads.cnn import Cnn
 from heads.knn import Knn
 from heads.logistic import Logistic
+from heads.lstm import Lstm
 from heads.mlp import Mlp
 from heads.ridge import Ridge
 from heads.sklearn_mlp import SklearnMlp
@@ -18,7 +20,7 @@ from heads.svm import Svm
 from heads.tfidf import Tfidf
 
 HEADS: Final[dict[str, Head]] = {
-    head.name: head for head in (Logistic(), Mlp(), SklearnMlp(), Knn(), Ridge(), Svm(), Tfidf())
+    head.name: head for head in (Logistic(), Mlp(), SklearnMlp(), Knn(), Ridge(), Svm(), Tfidf(), Lstm(), Cnn())
 }
 
 

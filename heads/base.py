@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 from embedcache.errors import unknown_name
 
 VECTORS: Final = "vectors"
+TOKENS: Final = "tokens"
 
 
 class Head(Protocol):
@@ -42,7 +43,10 @@ class Head(Protocol):
 
 
 def reads(head: Head) -> str:
-    """What a head is fitted on: ``vectors``, or what its ``reads`` says (``texts``)."""
+    """What a head is fitted on: ``vectors``, a matrix, or what its ``reads`` says.
+
+    ``texts``: the samples' own texts; ``tokens``: word ids, with a matrix beside or not.
+    """
     return str(getattr(head, "reads", VECTORS))
 
 

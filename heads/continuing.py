@@ -25,7 +25,7 @@ def go_on(folder: Path, epochs: int, cache: str | Path = "cache") -> tuple[Task,
         several = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{HEAD}"))) or "none"
         raise DataNotFoundError(f"{folder} holds no head itself. Heads in it: {several}. Name one: {folder}/NAME.")
     head = FittedHead.load(folder / HEAD)
-    estimator = head.estimator[-1]
+    estimator = head.last
     if not hasattr(estimator, "continue_fit"):
         raise UsageError(f"The head {head.head!r} of {folder} is not trained by epochs: nothing can go on.")
     before = read_metrics(folder)

@@ -17,7 +17,7 @@ from embedcache.errors import UsageError
 from embedcache.samples import TARGET_PREFIX, combined
 from embedcache.view import Features, shared_groups, target_name
 from heads import head_named, vqa
-from heads.base import Head, check_parameters, weight_parameter
+from heads.base import TOKENS, Head, check_parameters, reads, weight_parameter
 from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.fitting import Weights, continue_pipeline, fit_pipeline, weights_of
 from heads.fusion import OF_ANSWERS, Late, Union, stacked_weights, union_thresholds, weighted
@@ -31,6 +31,7 @@ from heads.probabilities import of_all
 from heads.repeats import Repeats, gathered, seeds_of
 from heads.saved import FittedHead, bindings
 from heads.selection import Vocabulary, selected, with_top_classes
+from heads.sequences import vectors_of, with_transform_inside
 from heads.splits import Rows, Splits, folds, make_splits
 from heads.thresholds import DEFAULT, Per, tune
 from heads.transforms import build, for_sets
@@ -176,6 +177,8 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     Raises MissingFeaturesError with the command that extracts what is missing, UsageError for what cannot be.
     """
     head = head_named(config.head)
+    if reads(head) == TOKENS:
+        config = with_transform_inside(config)
     check_parameters(head, set(config.fixed))
     opened = open_cache(cache)
     dataset = opened[config.dataset] if config.dataset else opened.only()
@@ -307,13 +310,13 @@ def _codes(base: Features, target: str) -> tuple[tuple[Any, ...], Rows]:
 
 @dataclass(frozen=True)
 class _Ready:
-    """One choice of features with its matrix (or texts); unit rows by split. codes: as in ``Targets``, of the units.
+    """One choice of features with its rows; unit rows by split. x: as ``inputs_for`` gives them.
 
-    weights: of the units, None where the data set states none.
+    codes: as in ``Targets``, of the units. weights: of the units, None where the data set states none.
     """
 
     features: Features
-    x: npt.NDArray[Any]
+    x: Any
     codes: Truth
     groups: Rows
     base_row: Rows
@@ -643,8 +646,9 @@ def _fitted(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters:
     return pipeline
 
 
-def _mean(x: npt.NDArray[np.float32], rows: Rows) -> npt.NDArray[np.float64]:
+def _mean(rows_in: Any, rows: Rows) -> npt.NDArray[np.float64]:
     """The mean vector of some rows, (dims,), without a copy of them all."""
+    x = vectors_of(rows_in)
     total = np.zeros(x.shape[1])
     for start in range(0, len(rows), _CHUNK):
         total += x[rows[start : start + _CHUNK]].sum(0, dtype=np.float64)

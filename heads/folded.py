@@ -90,7 +90,7 @@ def folded(head: FittedHead) -> nn.Module:
     """
     from heads.torch_mlp import MLPHead
 
-    network = head.estimator[-1]
+    network = head.last
     if not isinstance(network, MLPHead):
         raise UsageError(f"The head {head.head!r} is no multi-layer perceptron in torch: only 'mlp' can be exported.")
     parts = [_module(step) for _, step in head.estimator.steps[:-1]]

@@ -1,4 +1,4 @@
-"""What a head reads of a data set: vectors of feature files, or the samples' own texts."""
+"""What a head reads of a data set: vectors of feature files, word ids, or the samples' own texts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from embedcache.cache import CachedDataset, file_name
 from embedcache.errors import UsageError
 from embedcache.samples import SampleTable, combined
 from embedcache.view import Captions, Features, content_digests
-from heads.base import VECTORS, Head, reads
+from heads.base import TOKENS, VECTORS, Head, reads
 from heads.config import Fusion, HeadConfig
+from heads.sequences import check_words, rows_of
 
 TEXTS: Final = "texts"
 
@@ -29,9 +30,13 @@ def feature_sets(head: Head, dataset: CachedDataset, config: HeadConfig) -> tupl
         if config.features is not None:
             raise UsageError(f"The head {head.name!r} reads the texts themselves: it takes no feature sets.")
         return (text_units(dataset.table, captions),)
-    if config.features is None:
-        return (dataset.features(captions=captions),)
-    return tuple(dataset.features(*names, captions=captions) for names in config.features)
+    chosen = config.features if config.features is not None else [[]]
+    opened = dataset.with_words if reads(head) == TOKENS else dataset.features
+    sets = tuple(opened(*names, captions=captions) for names in chosen)
+    if reads(head) == TOKENS:
+        for one in sets:
+            check_words(head.name, one)
+    return sets
 
 
 def with_each_alone(dataset: CachedDataset, sets: tuple[Features, ...], fusion: Fusion) -> tuple[Features, ...]:
@@ -52,9 +57,12 @@ def with_each_alone(dataset: CachedDataset, sets: tuple[Features, ...], fusion: 
     return (*alone.values(), *fused)
 
 
-def inputs_for(head: Head, features: Features) -> npt.NDArray[Any]:
-    """What the head is fitted on, a row per unit: float32 (units, sum of dims), or texts, object (units,)."""
-    return texts_of(features) if reads(head) == TEXTS else features.matrix(np.float32)
+def inputs_for(head: Head, features: Features) -> Any:
+    """What the head is fitted on, a row per unit: float32 (units, sum of dims), or texts, object (units,).
+
+    Where word ids are among the feature sets: ``Sequences``.
+    """
+    return texts_of(features) if reads(head) == TEXTS else rows_of(features)
 
 
 def label_of(features: Features) -> str:

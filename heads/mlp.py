@@ -16,29 +16,35 @@ class Mlp:
 
     name = "mlp"
 
-    def parameters(self) -> set[str]:
-        """The names of ``MLPHead`` but ``random_state``, which the configuration's ``seed`` sets."""
-        return set(_defaults()) - {"random_state"}
-
-    def build(self, parameters: Mapping[str, Any], seed: int) -> Any:
-        """An unfitted ``MLPHead``."""
+    def estimator(self) -> Any:
+        """The class of the estimator."""
         from heads.torch_mlp import MLPHead
 
-        return MLPHead(**_tuples(parameters), random_state=seed)
+        return MLPHead
+
+    def defaults(self) -> dict[str, Any]:
+        """Its parameters and their defaults."""
+        return constructor_parameters(self.estimator())
+
+    def parameters(self) -> set[str]:
+        """The estimator's names but ``random_state``, which the configuration's ``seed`` sets."""
+        return set(self.defaults()) - {"random_state"}
+
+    def build(self, parameters: Mapping[str, Any], seed: int) -> Any:
+        """An unfitted estimator."""
+        return self.estimator()(**_tuples(parameters), random_state=seed)
 
     def several_labels(self, estimator: Any) -> Any:
         """As it is: indicators make it a network with one output per label."""
         return estimator
 
     def restore(self, document: Mapping[str, Any], tensors: Mapping[str, Any]) -> Any:
-        """The fitted head that ``MLPHead.state`` described."""
-        from heads.torch_mlp import MLPHead
-
-        return MLPHead.from_state(document, tensors)
+        """The fitted head that its ``state`` described."""
+        return self.estimator().from_state(document, tensors)
 
     def canonical(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Without what the optimizer or the schedule does not read."""
-        full = {**_defaults(), **_tuples(parameters)}
+        full = {**self.defaults(), **_tuples(parameters)}
         unread = set().union(*(names for own, names in _ONLY_WITH.items() if own not in full.values()))
         if full["schedule"] in ("one-cycle", "adaptive"):
             unread.add("warmup_epochs")
@@ -60,11 +66,9 @@ class Mlp:
 
 
 def _tuples(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    sizes = parameters.get("hidden_layer_sizes", _defaults()["hidden_layer_sizes"])
-    return {**parameters, "hidden_layer_sizes": (sizes,) if isinstance(sizes, int) else tuple(sizes)}
-
-
-def _defaults() -> dict[str, Any]:
-    from heads.torch_mlp import MLPHead
-
-    return constructor_parameters(MLPHead)
+    """Lists as tuples, and one width as a tuple of it."""
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
+    sizes = found.get("hidden_layer_sizes", ())
+    if "hidden_layer_sizes" in found and not isinstance(sizes, tuple):
+        found["hidden_layer_sizes"] = (sizes,)
+    return found

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embedcache.cache import CachedDataset
-from embedcache.encoding import EncoderReference, Encodings, OpenedEncoder
+from embedcache.encoding import EncoderReference, Encodings, OpenedEncoder, WordEncodings, encode_words
 from embedcache.errors import AllItemsFailedError, UsageError
 from embedcache.options import Options
 from embedcache.provenance import Modality
@@ -22,6 +22,7 @@ from heads.inputs import TEXTS, text_units, texts_of
 from heads.inputs import seen as seen_now
 from heads.kinds import KindName
 from heads.saved import FeatureBinding, FittedHead, label_sets
+from heads.sequences import Sequences, rows_of
 from heads.thresholds import Flags, decide
 
 TOP = 5
@@ -120,7 +121,7 @@ class ItemPredictor:
         self, head: FittedHead, *, checkpoints: Mapping[str, str] | None = None, options: Options | None = None
     ) -> None:
         self.head = head
-        self._encoders = [_opened(one, checkpoints or {}, options) for one in head.features]
+        self._encoders = [None if one.words else _opened(one, checkpoints or {}, options) for one in head.features]
 
     def predict(
         self,
@@ -141,14 +142,14 @@ class ItemPredictor:
         if self.head.reads == TEXTS:
             return self._of_texts(texts, names)
         found = [
-            _encoded(encoder, one, given[one.modality])
+            _words(self.head, one, texts) if encoder is None else _encoded(encoder, one, given[one.modality])
             for encoder, one in zip(self._encoders, self.head.features, strict=True)
         ]
         failures = {names[row]: reason for one in found for row, reason in one.failures.items()}
         kept = [row for row in range(n) if not any(row in one.failures for one in found)]
         probabilities = np.zeros((0, len(self.head.classes)))
         if kept:
-            probabilities = self.head.predict_proba(np.hstack([one.vectors[kept].astype(np.float32) for one in found]))
+            probabilities = self.head.predict_proba(_side_by_side(self.head, found, n)[np.array(kept)])
         own = tuple(names[row] for row in kept)
         return Predictions(own, self.head.classes, probabilities, failures, self.head.kind, self.head.thresholds)
 
@@ -200,6 +201,27 @@ def merged(parts: Sequence[Predictions]) -> Predictions:
     return replace(parts[0], ids=ids, probabilities=np.vstack([one.probabilities for one in parts]), failures=failures)
 
 
+def _side_by_side(head: FittedHead, found: Sequence[Encodings | WordEncodings], n: int) -> Any:
+    """What the head reads of ``n`` items."""
+    vectors = [one.vectors.astype(np.float32) for one in found if isinstance(one, Encodings)]
+    matrix = np.hstack(vectors) if vectors else np.zeros((n, 0), np.float32)
+    for one, binding in zip(found, head.features, strict=True):
+        if isinstance(one, WordEncodings):
+            return _sequences(head, binding, one.tokens, one.offsets, matrix)
+    return matrix
+
+
+def _sequences(
+    head: FittedHead,
+    binding: FeatureBinding,
+    tokens: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    matrix: npt.NDArray[Any],
+) -> Sequences:
+    words = head.vocabulary
+    return Sequences.of(tokens, offsets, len(words), matrix, words, binding.fingerprint)
+
+
 def _refuse_mismatch(head: FittedHead, given: Mapping[str, Sequence[Any]], needed: set[str]) -> None:
     features = " + ".join(f"{one.name} ({one.modality})" for one in head.features) or TEXTS
     for modality, items in given.items():
@@ -222,6 +244,14 @@ def _opened(binding: FeatureBinding, checkpoints: Mapping[str, str], options: Op
     )
     modality: Modality = "image" if binding.modality == "image" else "text"
     return OpenedEncoder(reference, modality, checkpoint=checkpoints.get(binding.name), options=options)
+
+
+def _words(head: FittedHead, binding: FeatureBinding, texts: Sequence[str | None]) -> WordEncodings:
+    """Word ids of texts by the head's own vocabulary; missing texts are failures."""
+    own = [text or "" for text in texts]
+    found = encode_words(binding.backbone, binding.settings, binding.fingerprint, head.vocabulary, own)
+    missing = {row: "it has no text" for row, text in enumerate(texts) if text is None}
+    return replace(found, failures={**found.failures, **missing})
 
 
 def _encoded(encoder: OpenedEncoder, binding: FeatureBinding, items: Sequence[Any]) -> Encodings:
@@ -261,7 +291,7 @@ def predict_dataset(
     if head.reads == TEXTS:
         features = text_units(dataset.table, captions)
     else:
-        features = dataset.features(*queries, captions=captions)
+        features = dataset.with_words(*queries, captions=captions)
     head.check(features)
     whole = Features(dataset.table, (), np.arange(dataset.table.samples.num_rows), "mean", {})
     wanted = _of_split(whole, split)
@@ -290,7 +320,7 @@ def _filled(
     """
     if head.reads == TEXTS:
         return np.tile(np.array(head.prior), (len(samples), 1)), ["the training labels' shares"] * len(samples)
-    if not head.mean or not head.prior:
+    if len(head.mean) != sum(one.dim for one in head.features) or not head.prior:
         raise UsageError(
             f"{len(samples)} samples lack features, and the head, saved by an earlier release, does not know what to "
             "put in their place: fit it again."
@@ -298,22 +328,31 @@ def _filled(
     x = np.tile(np.array(head.mean, np.float32), (len(samples), 1))
     lacks = np.ones((len(samples), len(queries)), bool)
     ends = np.cumsum([one.dim for one in head.features])
+    rows: Any = x
     for number, (query, one) in enumerate(zip(queries, head.features, strict=True)):
-        own = dataset.features(query, captions="first" if head.captions == "first" else "mean")
+        own = dataset.with_words(query, captions="first" if one.words or head.captions == "first" else "mean")
         have = np.isin(samples, own.sample_rows)
-        vectors = own.take(np.searchsorted(own.sample_rows, samples[have])).matrix(np.float32)
-        x[have, ends[number] - one.dim : ends[number]] = vectors
+        taken = own.take(np.searchsorted(own.sample_rows, samples[have]))
+        if one.words:
+            words = rows_of(taken)
+            lengths = np.zeros(len(samples), np.int64)
+            lengths[have] = words.lengths
+            rows = _sequences(head, one, words.tokens, np.concatenate([[0], np.cumsum(lengths)]), x)
+        else:
+            x[have, ends[number] - one.dim : ends[number]] = taken.matrix(np.float32)
         lacks[:, number] = ~have
-    probabilities = head.predict_proba(x)
+    probabilities = head.predict_proba(rows)
     probabilities[lacks.all(1)] = head.prior
-    names = [one.name.partition("@")[0] for one in head.features]
-    return probabilities, [_stand_in(names, row) for row in lacks]
+    return probabilities, [_stand_in(head.features, row) for row in lacks]
 
 
-def _stand_in(names: Sequence[str], lacks: Flags) -> str:
+def _stand_in(features: Sequence[FeatureBinding], lacks: Flags) -> str:
     if lacks.all():
         return "the training labels' shares"
-    return "the training mean of " + " and ".join(names[int(number)] for number in np.flatnonzero(lacks))
+    lacking = [features[int(number)] for number in np.flatnonzero(lacks)]
+    means = " and ".join(one.name.partition("@")[0] for one in lacking if not one.words)
+    said = [f"the training mean of {means}"] if means else []
+    return " and ".join([*said, *("no words" for one in lacking if one.words)])
 
 
 def _news(features: Features, wanted: Features, seen: pa.Table) -> tuple[Features, Features]:
@@ -360,7 +399,7 @@ def _mean_per_sample(
             units = np.arange(start, min(start + AT_ONCE, len(features)))
             part = features.take(units)
             np.add.at(
-                mean, inverse[units], head.predict_proba(texts_of(part) if head.reads == TEXTS else part.matrix())
+                mean, inverse[units], head.predict_proba(texts_of(part) if head.reads == TEXTS else rows_of(part))
             )
             bar.update(len(units))
     return mean / np.bincount(inverse)[:, None], samples

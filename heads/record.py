@@ -155,7 +155,7 @@ def write_run(folder: Path, task: Task, run: FittedRun) -> None:
     whole = next(one for one in task.sets if one.names == run.features.names)
     write_parquet(folder / SEEN, seen(whole))
     run.head.save(folder / HEAD)
-    training_state.keep(run.head.estimator[-1], folder)
+    training_state.keep(run.head.last, folder)
 
 
 def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:

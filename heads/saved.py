@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -15,13 +15,13 @@ import numpy.typing as npt
 from embedcache.errors import DamagedFileError, EmbedCacheError, UsageError
 from embedcache.files import replacing, write_json
 from embedcache.provenance import FloatType, StoredType
-from embedcache.store import FeatureFile
-from embedcache.view import Features
+from embedcache.view import Features, FeatureSet
 from heads import HEADS, head_named
 from heads.base import VECTORS, reads
 from heads.fusion import Late, Union, from_document
 from heads.kinds import KindName
 from heads.probabilities import of_all
+from heads.sequences import Sequences
 from heads.thresholds import Flags, decide
 
 FORMAT: Final = 1
@@ -33,7 +33,8 @@ _FUSION, _MEMBER = "fusion.json", "member_{}"
 class FeatureBinding:
     """A feature set that a head was fitted on.
 
-    fingerprint: what its numbers mean. backbone, settings, compute, stored: how to make more of them.
+    dim: 0 for word ids. fingerprint: what its numbers mean. backbone, settings, compute, stored: how to make more of
+    them.
     """
 
     name: str
@@ -44,6 +45,11 @@ class FeatureBinding:
     settings: Mapping[str, Any] = field(default_factory=dict)
     compute: FloatType = "float32"
     stored: StoredType = "float16"
+
+    @property
+    def words(self) -> bool:
+        """Whether it has word ids, not vectors."""
+        return self.dim == 0
 
 
 @dataclass(frozen=True)
@@ -76,20 +82,34 @@ class FittedHead:
         if len(self.mean) not in (0, sum(one.dim for one in self.features)):
             raise ValueError(f"a mean of {len(self.mean)} numbers for {sum(one.dim for one in self.features)}")
 
-    def predict_proba(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def predict_proba(self, x: Any) -> npt.NDArray[np.float64]:
         """Probabilities (n, classes) of features (n, sum of dims), or of texts (n,) for a head that reads them.
 
-        A class that training lacked gets zero.
+        x: what ``sequences.rows_of`` gives where word ids are among the features. A class that training lacked gets
+        zero.
         """
-        given = np.asarray(x) if self.reads == "texts" else np.asarray(x, np.float32)
+        given = x
+        if not isinstance(x, Sequences):
+            given = np.asarray(x) if self.reads == "texts" else np.asarray(x, np.float32)
         return of_all(self.estimator, given, len(self.classes), several=self.kind == "multi")
 
     @property
     def reads(self) -> str:
-        """``vectors``, or ``texts``."""
+        """``vectors``, ``texts`` or ``tokens``."""
         return reads(HEADS[self.head]) if self.head in HEADS else VECTORS
 
-    def predict(self, x: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
+    @property
+    def last(self) -> Any:
+        """The fitted estimator behind its transforms; None where the answers of several heads are fused."""
+        steps = getattr(self.estimator, "steps", None)
+        return steps[-1][1] if steps else None
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The words whose ids it reads, if it does."""
+        return tuple(getattr(self.last, "vocabulary_", ()))
+
+    def predict(self, x: Any) -> npt.NDArray[np.object_]:
         """Labels (n,) of features (n, sum of dims); of the kind ``multi``, lists of them."""
         if self.kind == "multi":
             return label_sets(self.classes, decide(self.predict_proba(x), self.thresholds))
@@ -215,21 +235,21 @@ def asdict_shallow(head: FittedHead) -> dict[str, Any]:
 
 def bindings(features: Features) -> tuple[FeatureBinding, ...]:
     """What a head that is fitted on ``features`` is bound to."""
-    return tuple(_binding(one.name, one.file) for one in features.sets)
+    return tuple(_binding(one) for one in features.sets)
 
 
-def _binding(name: str, file: FeatureFile) -> FeatureBinding:
-    record, provenance = file.record, file.provenance
+def _binding(one: FeatureSet) -> FeatureBinding:
+    file, record, provenance = one.file, one.file.record, one.file.provenance
     return FeatureBinding(
-        name,
+        one.name,
         file.modality,
-        file.dim,
+        one.dim,
         file.fingerprint,
         # the name alone cannot say where a local folder lies; what does is never part of a cache
         str(record.get("backbone", "")),
         dict(record.get("settings", {})),
         provenance.get("compute", "float32"),
-        file.layout.stored,
+        cast(Any, getattr(file.layout, "stored", "int32")),
     )
 
 

@@ -1,10 +1,10 @@
-"""The concat MLPs and funnels of the reports in torch, as a scikit-learn classifier: ``MLPHead``."""
+"""Classifiers in torch that scikit-learn knows: what all share (``TorchHead``), and the perceptron (``MLPHead``)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,67 +25,19 @@ OPTIONS = (
 )  # fmt: skip
 
 
-class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A multi-layer perceptron in torch: cross-entropy for one label, binary cross-entropy for several.
+class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A network in torch as a scikit-learn classifier: training, probabilities, keeping it.
 
-    hidden_layer_sizes: widths; ``(1024, 512)`` on 4,608 numbers and 20 classes is the funnel 4608-1024-512-20.
-    activation: relu, tanh, gelu or identity. class_weight: ``balanced`` (inverse frequency), a mapping from class to
-    weight, or None; for several labels it weighs the positives. validation_fraction: carved from the rows for early
-    stopping, stratified, unless ``fit`` is given validation rows. standardize: zero mean and unit variance of each
-    number, learnt from the training rows inside ``fit`` and kept in the network, so that no second matrix is made. The
-    others are ``TrainingOptions``.
-
-    After ``fit``: ``classes_``, ``n_features_in_``, ``history_`` (a mapping per epoch), ``n_iter_``, ``module_``.
+    A kind of head states its parameters in ``__init__`` and says what its rows are, what reads them, and what network
+    they go through. After ``fit``: ``classes_``, ``n_features_in_``, ``history_`` (a mapping per epoch), ``n_iter_``,
+    ``module_``.
     """
 
-    def __init__(
-        self,
-        hidden_layer_sizes: Sequence[int] = (1024, 512),
-        activation: str = "relu",
-        *,
-        batch_norm: bool = False,
-        dropout: float = 0.0,
-        standardize: bool = False,
-        class_weight: str | Mapping[Any, float] | None = None,
-        label_smoothing: float = 0.0,
-        optimizer: str = "adam",
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        momentum: float = 0.9,
-        schedule: str = "constant",
-        warmup_epochs: float = 0.0,
-        step_size: int = 10,
-        gamma: float = 0.1,
-        batch_size: int = 400,
-        epochs: int = 20,
-        early_stopping: bool = False,
-        patience: int = 5,
-        validation_fraction: float = 0.1,
-        random_state: Any = None,
-        device: str = "auto",
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.batch_norm = batch_norm
-        self.dropout = dropout
-        self.standardize = standardize
-        self.class_weight = class_weight
-        self.label_smoothing = label_smoothing
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.momentum = momentum
-        self.schedule = schedule
-        self.warmup_epochs = warmup_epochs
-        self.step_size = step_size
-        self.gamma = gamma
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.early_stopping = early_stopping
-        self.patience = patience
-        self.validation_fraction = validation_fraction
-        self.random_state = random_state
-        self.device = device
+    class_weight: str | Mapping[Any, float] | None
+    early_stopping: bool
+    validation_fraction: float
+    random_state: Any
+    device: str
 
     def __sklearn_tags__(self) -> Any:
         """A classifier that also takes several labels a row."""
@@ -93,57 +45,57 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.classifier_tags.multi_label = True
         return tags
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation: tuple[Any, Any] | None = None) -> MLPHead:
-        """Train on all rows of ``X`` (n, dim), numpy (a map too) or a torch tensor; float16 is not copied.
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation: tuple[Any, Any] | None = None) -> Self:
+        """Train on all rows of ``X``: of a matrix (n, dim), numpy (a map too) or a torch tensor, float16 is not copied.
 
         y: classes (n,), or indicators (n, labels). validation: ``(X, y)`` for early stopping and the history.
         """
-        from heads.training import Matrix, Progress, chosen_device
+        from heads.training import Progress, chosen_device
 
         x, targets = self._checked(X, y)
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, x, dtype=np.float32)
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, targets, dtype=np.float32)
         device = chosen_device(self.device)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        rows = np.arange(len(x))
+        inputs, rows = self._inputs(x, device), np.arange(len(x))
         held = None
         if validation is not None:
             held = self._held(*validation, device)
         elif self.early_stopping:
             rows, held_rows = self._carved(targets)
-            held = Matrix(x, device), self._targets(targets, device), held_rows
+            held = inputs, self._targets(targets, device), held_rows
         with _seeded(self._seed, device):
-            self.module_ = self._built(x[rows] if self.standardize else x, targets).to(device)
+            self.module_ = self._built(x, rows).to(device)
             self._progress = Progress()
-            self._train(Matrix(x, device), targets, rows, weights, held)
+            self._train(inputs, targets, rows, weights, held)
         return self
 
     def continue_fit(
         self, X: Any, y: Any, epochs: int, sample_weight: Any = None, *, validation: tuple[Any, Any] | None = None
-    ) -> MLPHead:
+    ) -> Self:
         """Train ``epochs`` epochs more on the same kind of rows: weights, optimiser and history go on."""
-        from heads.training import Matrix, chosen_device
+        from heads.training import chosen_device
 
         check_is_fitted(self)
         x = self._features(X)
         targets = self._encoded(np.asarray(y))
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, x, dtype=np.float32)
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, targets, dtype=np.float32)
         device = chosen_device(self.device)
         held = self._held(*validation, device) if validation is not None else None
         self.module_.to(device)
         with _seeded(self._seed + len(self.history_), device):
-            self._train(Matrix(x, device), targets, np.arange(len(x)), weights, held, epochs)
+            self._train(self._inputs(x, device), targets, np.arange(len(x)), weights, held, epochs)
         return self
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
         """Probabilities (n, classes); of several labels, each label's own."""
         import torch
 
-        from heads.training import Matrix, outputs
+        from heads.training import outputs
 
         check_is_fitted(self)
         x = self._features(X)
         device = next(self.module_.parameters()).device
-        found = outputs(self.module_, Matrix(x, device), torch.arange(len(x), device=device)).double()
+        found = outputs(self.module_, self._inputs(x, device), torch.arange(len(x), device=device)).double()
         probabilities = found.sigmoid() if self.multilabel_ else found.softmax(1)
         return np.asarray(probabilities.cpu().numpy())
 
@@ -176,11 +128,12 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "multilabel": self.multilabel_,
             "history": self.history_,
             "seed": self._seed,
+            **self._learnt(),
         }
         return document, {name: tensor.detach().cpu() for name, tensor in self.module_.state_dict().items()}
 
     @classmethod
-    def from_state(cls, document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> MLPHead:
+    def from_state(cls, document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
         """The head that ``state`` described, on the CPU. Raises ValueError where the two do not agree."""
         from heads.training import Progress
 
@@ -188,6 +141,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         head.classes_ = np.asarray(document["classes"])
         head.n_features_in_, head.multilabel_ = int(document["n_features_in"]), bool(document["multilabel"])
         head._seed, head._progress = int(document["seed"]), Progress(history=list(document["history"]))
+        head._recall(document)
         head.module_ = head._network()
         try:
             head.module_.load_state_dict(dict(tensors))
@@ -195,6 +149,35 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"the weights are not of this head: {error}") from error
         head.module_.eval()
         return head
+
+    # --------------------------------------------------------------------------------- what a kind of head says
+
+    def _pair(self, X: Any, y: Any) -> tuple[Any, npt.NDArray[Any]]:
+        """Rows and targets, checked; sets what ``fit`` learns of the rows, ``n_features_in_`` among it."""
+        raise NotImplementedError
+
+    def _features(self, X: Any) -> Any:
+        """Rows, checked to be of the kind that the head was fitted on."""
+        raise NotImplementedError
+
+    def _inputs(self, x: Any, device: torch.device) -> Any:
+        """The rows as ``training.Inputs``."""
+        raise NotImplementedError
+
+    def _network(self) -> Any:
+        """A module with fresh weights."""
+        raise NotImplementedError
+
+    def _built(self, x: Any, rows: npt.NDArray[np.int64]) -> Any:
+        """The module to train, with what it learns of the rows of ``x`` to train on beforehand."""
+        return self._network()
+
+    def _learnt(self) -> dict[str, Any]:
+        """What ``_pair`` learnt besides, as JSON."""
+        return {}
+
+    def _recall(self, document: Mapping[str, Any]) -> None:
+        """Take up what ``_learnt`` gave."""
 
     # --------------------------------------------------------------------------------------------- inside
 
@@ -204,12 +187,10 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         stated = {name: getattr(self, name) for name in OPTIONS}
         return TrainingOptions(**stated if epochs is None else {**stated, "epochs": epochs})
 
-    def _checked(self, X: Any, y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def _checked(self, X: Any, y: Any) -> tuple[Any, npt.NDArray[Any]]:
         """Features and encoded targets; sets what ``fit`` learns of them."""
         self._options()
-        x, y = validate_data(
-            self, _array(X), _array(y), dtype=[np.float32, np.float16], multi_output=True, ensure_min_samples=2
-        )
+        x, y = self._pair(X, y)
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y")
         self.multilabel_ = kind == "multilabel-indicator"
@@ -233,14 +214,9 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise UsageError("y holds classes that the head was not fitted on.")
         return codes.astype(np.int64)
 
-    def _features(self, X: Any) -> npt.NDArray[Any]:
-        return np.asarray(validate_data(self, _array(X), dtype=[np.float32, np.float16], reset=False))
-
     def _held(self, X: Any, y: Any, device: torch.device) -> tuple[Any, Any, npt.NDArray[np.int64]]:
-        from heads.training import Matrix
-
         x = self._features(X)
-        return Matrix(x, device), self._targets(self._encoded(np.asarray(y)), device), np.arange(len(x))
+        return self._inputs(x, device), self._targets(self._encoded(np.asarray(y)), device), np.arange(len(x))
 
     def _carved(self, targets: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Rows to train on and rows to stop by."""
@@ -260,21 +236,6 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         import torch
 
         return torch.from_numpy(np.ascontiguousarray(targets)).to(device)
-
-    def _network(self) -> Any:
-        from heads.training import Standardized, dense
-
-        sizes = self.hidden_layer_sizes
-        hidden = [sizes] if isinstance(sizes, int | np.integer) else list(sizes)
-        widths = [self.n_features_in_, *hidden, len(self.classes_)]
-        network = dense(widths, self.activation, batch_norm=self.batch_norm, dropout=self.dropout)
-        return Standardized(self.n_features_in_, network) if self.standardize else network
-
-    def _built(self, x: npt.NDArray[Any], targets: npt.NDArray[Any]) -> Any:
-        network = self._network()
-        if self.standardize:
-            network.learn(x)
-        return network
 
     def _train(
         self,
@@ -342,6 +303,96 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise UsageError(f"class_weight is 'balanced', a mapping or None, got {self.class_weight!r}.")
         positives = indicators.sum(0)
         return np.asarray((len(indicators) - positives) / np.maximum(positives, 1), np.float32)
+
+
+class MLPHead(TorchHead):
+    """A multi-layer perceptron in torch: cross-entropy for one label, binary cross-entropy for several.
+
+    hidden_layer_sizes: widths; ``(1024, 512)`` on 4,608 numbers and 20 classes is the funnel 4608-1024-512-20.
+    activation: relu, tanh, gelu or identity. class_weight: ``balanced`` (inverse frequency), a mapping from class to
+    weight, or None; for several labels it weighs the positives. validation_fraction: carved from the rows for early
+    stopping, stratified, unless ``fit`` is given validation rows. standardize: zero mean and unit variance of each
+    number, learnt from the training rows inside ``fit`` and kept in the network, so that no second matrix is made. The
+    others are ``TrainingOptions``.
+    """
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Sequence[int] = (1024, 512),
+        activation: str = "relu",
+        *,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+        standardize: bool = False,
+        class_weight: str | Mapping[Any, float] | None = None,
+        label_smoothing: float = 0.0,
+        optimizer: str = "adam",
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        schedule: str = "constant",
+        warmup_epochs: float = 0.0,
+        step_size: int = 10,
+        gamma: float = 0.1,
+        batch_size: int = 400,
+        epochs: int = 20,
+        early_stopping: bool = False,
+        patience: int = 5,
+        validation_fraction: float = 0.1,
+        random_state: Any = None,
+        device: str = "auto",
+    ) -> None:
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.batch_norm = batch_norm
+        self.dropout = dropout
+        self.standardize = standardize
+        self.class_weight = class_weight
+        self.label_smoothing = label_smoothing
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.momentum = momentum
+        self.schedule = schedule
+        self.warmup_epochs = warmup_epochs
+        self.step_size = step_size
+        self.gamma = gamma
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.early_stopping = early_stopping
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.device = device
+
+    def _pair(self, X: Any, y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        x, y = validate_data(
+            self, _array(X), _array(y), dtype=[np.float32, np.float16], multi_output=True, ensure_min_samples=2
+        )
+        return x, y
+
+    def _features(self, X: Any) -> npt.NDArray[Any]:
+        return np.asarray(validate_data(self, _array(X), dtype=[np.float32, np.float16], reset=False))
+
+    def _inputs(self, x: npt.NDArray[Any], device: torch.device) -> Any:
+        from heads.training import Matrix
+
+        return Matrix(x, device)
+
+    def _network(self) -> Any:
+        from heads.training import Standardized, dense
+
+        sizes = self.hidden_layer_sizes
+        hidden = [sizes] if isinstance(sizes, int | np.integer) else list(sizes)
+        widths = [self.n_features_in_, *hidden, len(self.classes_)]
+        network = dense(widths, self.activation, batch_norm=self.batch_norm, dropout=self.dropout)
+        return Standardized(self.n_features_in_, network) if self.standardize else network
+
+    def _built(self, x: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> Any:
+        network = self._network()
+        if self.standardize:
+            network.learn(x if len(rows) == len(x) else x[rows])
+        return network
 
 
 def _array(values: Any) -> Any:

@@ -84,6 +84,9 @@ class Inputs(Protocol):
     def epoch(self, rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """All of ``rows`` once, in a new order, as batches of ``size``."""
 
+    def pieces(self, rows: Tensor) -> Sequence[Tensor]:
+        """Places in ``rows``, each once, in the pieces in which they are evaluated."""
+
 
 class Matrix:
     """A matrix of features as ``Inputs``: on the device whole where it fits, in its stored type; else read by blocks.
@@ -119,6 +122,10 @@ class Matrix:
             turns = torch.randperm(len(blocks), generator=generator).tolist()
             order = torch.cat([blocks[b][torch.randperm(len(blocks[b]), generator=generator)] for b in turns])
         yield from order.split(size)  # type: ignore[no-untyped-call]
+
+    def pieces(self, rows: Tensor) -> Sequence[Tensor]:
+        """In order."""
+        return torch.arange(len(rows), device=rows.device).split(EVALUATED_AT_ONCE)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _fits(nbytes: int, device: torch.device) -> bool:
@@ -315,9 +322,11 @@ def _schedule(optimizer: torch.optim.Optimizer, options: TrainingOptions, steps:
 def outputs(module: nn.Module, inputs: Inputs, rows: Tensor) -> Tensor:
     """The module's outputs (rows, k) in evaluation mode, float32, on the device."""
     module.eval()
-    parts = rows.split(EVALUATED_AT_ONCE)  # type: ignore[no-untyped-call]
-    found = [module(inputs.batch(part)).float() for part in parts]
-    return torch.cat(found) if found else torch.zeros((0, 0))
+    pieces = inputs.pieces(rows)
+    if not len(rows):
+        return torch.zeros((0, 0))
+    found = torch.cat([module(inputs.batch(rows[piece])).float() for piece in pieces])
+    return torch.empty_like(found).index_copy_(0, torch.cat(list(pieces)), found)
 
 
 @torch.inference_mode()
@@ -380,8 +389,11 @@ class Standardized(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
-    def learn(self, x: npt.NDArray[Any]) -> None:
-        """Mean and deviation of ``x`` (n, dim), by pieces: no second matrix is made. A constant is only centred."""
+    def learn(self, x: Any) -> None:
+        """Mean and deviation of ``x`` (n, dim), by pieces: no second matrix is made. A constant is only centred.
+
+        x: an array, or what gives slices of rows as one does.
+        """
         n, pieces = len(x), range(0, len(x), EVALUATED_AT_ONCE)
         mean = sum(x[start : start + EVALUATED_AT_ONCE].sum(0, dtype=np.float64) for start in pieces) / n
         squares = sum(((x[start : start + EVALUATED_AT_ONCE] - mean) ** 2).sum(0) for start in pieces)

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedcache import samples
+from embedcache import ragged, samples
+from embedcache.backbones import resolve
+from embedcache.backbones.base import BackboneSettings
 from embedcache.catalog import DatasetFolder, DatasetRecord
 from embedcache.samples import SampleTable, text_id
 from embedcache.store import DONE, FAILED, Layout, create
 from embedcache.view import Features
+from embedcache.word_ids import provenance
+from embedcache.words import build_vocabulary, tokenize
 from heads.config import parse
 from heads.fit import FittedRun, Task, fit, prepare
 
@@ -53,6 +57,25 @@ def add_features(
             part = layout.rows(block)
             writer.write_block(block, rows[part], np.zeros((len(rows[part]), 16), np.uint8), status[part])
         writer.seal(record)
+    return path
+
+
+def add_words(folder: DatasetFolder, texts: Sequence[str], *, lowercase: bool = False) -> Path:
+    """A sealed file of word ids, as extraction writes it, whose vocabulary has every word of the texts."""
+    backbone = resolve("words", BackboneSettings(lowercase=lowercase))
+    split = tokenize(pa.array(texts, pa.string()), lowercase=lowercase)
+    vocabulary = build_vocabulary(split.words, np.bincount(split.numbers))
+    rows = ragged.TokenRows(
+        np.array([text_id(text).encode() for text in texts]),
+        np.zeros((len(texts), 16), np.uint8),
+        ragged.status_of(split.offsets),
+        vocabulary.of(split.words)[split.numbers],
+        split.offsets,
+        np.array([word.encode() for word in vocabulary.words]),
+    )
+    record = {"backbone": "words", "checkpoint": "words:training", "settings": backbone.settings.stated()}
+    path = folder.path / f"text.words.{lowercase:d}.h5"
+    ragged.write(path, rows, provenance(backbone, vocabulary.words), record)
     return path
 
 
@@ -112,6 +135,32 @@ def captioned(cache: Path, *, n: int = 72, captions: int = 3, **columns: Any) ->
         "text",
         {text: near(codes[row] % 2, 2, rng, 0.3) for row, own in enumerate(texts) for text in own},
     )
+    return folder
+
+
+COLOURS = ("red", "blue")
+
+
+def described(cache: Path, *, n: int = 72, blank: int | None = None, **columns: Any) -> DatasetFolder:
+    """Four classes of which the image tells the half and one word the other; texts of five to ten words.
+
+    blank: a row whose text is empty.
+    """
+    rng = np.random.default_rng(3)
+    images, codes = [image_name(row) for row in range(n)], [row % 4 for row in range(n)]
+    fillers, digits = rng.integers(0, 6, n), rng.integers(0, 10, (n, 4)).astype(str)
+    texts = [" ".join([*["so"] * fillers[row], COLOURS[code % 2], *digits[row]]) for row, code in enumerate(codes)]
+    if blank is not None:
+        texts[blank] = " "
+    table = samples.build(
+        [f"s{row:03d}" for row in range(n)],
+        split=["train" if row % 12 < 8 else "test" for row in range(n)],
+        images=images,
+        **{"texts": [[text] for text in texts], "targets": {"label": [f"class {code}" for code in codes]}, **columns},
+    )
+    folder = save_table(cache, table)
+    add_features(folder, "image", {image: near(codes[row] // 2, 3, rng, 0.3) for row, image in enumerate(images)})
+    add_words(folder, texts)
     return folder
 
 

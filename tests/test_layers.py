@@ -72,7 +72,13 @@ CLOSED_TO_HEADS = (
 )
 
 HEAVY = frozenset({"torch", "torchvision", "timm", "transformers", "sentence_transformers"})
-HEAVY_AT_ONCE = ("embedcache.backbones.encoders", "embedcache.engines.local", "heads.folded", "heads.training")
+HEAVY_AT_ONCE = (
+    "embedcache.backbones.encoders",
+    "embedcache.engines.local",
+    "heads.folded",
+    "heads.torch_text",
+    "heads.training",
+)
 """The modules that are forward passes or training: they import torch at once, others when they are at it."""
 
 
