@@ -214,9 +214,14 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise UsageError("y holds classes that the head was not fitted on.")
         return codes.astype(np.int64)
 
-    def _held(self, X: Any, y: Any, device: torch.device) -> tuple[Any, Any, npt.NDArray[np.int64]]:
-        x = self._features(X)
-        return self._inputs(x, device), self._targets(self._encoded(np.asarray(y)), device), np.arange(len(x))
+    def _held(self, X: Any, y: Any, device: torch.device) -> tuple[Any, Any, npt.NDArray[np.int64]] | None:
+        """Validation rows; those of a class that training lacks are left out, and None where none is left."""
+        x, y = self._features(X), np.asarray(y)
+        known = np.ones(len(x), bool) if self.multilabel_ else np.isin(y, self.classes_)
+        if not known.any():
+            return None
+        targets = self._encoded(y if known.all() else np.where(known, y, self.classes_[0]))
+        return self._inputs(x, device), self._targets(targets, device), np.flatnonzero(known)
 
     def _carved(self, targets: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Rows to train on and rows to stop by."""

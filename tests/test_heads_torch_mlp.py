@@ -187,3 +187,15 @@ def test_what_cannot_be_is_said(data: Any, wrong: dict[str, Any]) -> None:
 def test_options_name_the_nearest() -> None:
     with pytest.raises(UsageError, match="adamw"):
         TrainingOptions(optimizer="adamx")
+
+
+def test_validation_rows_of_a_class_that_training_lacks_are_left_out(data: Any) -> None:
+    x, y = data
+    known = y != "c"
+    with_more = head(epochs=3).fit(x[known], y[known], validation=(x, y))
+    alone = head(epochs=3).fit(x[known], y[known], validation=(x[known], y[known]))
+    shown = [[line["validation_loss"] for line in one.history_] for one in (with_more, alone)]
+    assert shown[0] == pytest.approx(shown[1])
+    assert (
+        "validation_loss" not in head(epochs=1).fit(x[known], y[known], validation=(x[~known], y[~known])).history_[0]
+    )
