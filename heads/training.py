@@ -300,8 +300,10 @@ def _schedule(optimizer: torch.optim.Optimizer, options: TrainingOptions, steps:
     total, first = max(1, options.epochs + done) * steps, done * steps
     if options.schedule == "one-cycle":
         scheduler: Any = lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=total + 1)
-        for _ in range(first):
-            scheduler.step()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # steps of an earlier training
+            for _ in range(first):
+                scheduler.step()
         return _Schedule(scheduler, each_step=True)
     warmup = options.warmup_epochs * steps
 
