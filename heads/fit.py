@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +17,23 @@ from embedcache.cache import CachedDataset, open_cache
 from embedcache.errors import UsageError
 from embedcache.samples import TARGET_PREFIX, combined
 from embedcache.view import Features, shared_groups, target_name
-from heads import head_named, vqa
+from heads import HEADS, head_named, memory, vqa
 from heads.base import Head, check_parameters
 from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.fitting import Weights, fit_pipeline, weights_of
-from heads.grid import Candidates, SearchResult, candidates, estimate_seconds, search
+from heads.grid import Candidates, Choice, Data, SearchResult, candidates, estimate_seconds, search_choices
 from heads.kinds import KINDS, Kind, Targets, Truth
 from heads.metrics import Interval, RowScores
 from heads.multilabel import indicators, is_multilabel, strata
 from heads.saved import FittedHead, bindings
+from heads.searching import Rungs, data_digest, journal_path, of_head, rungs_of
 from heads.selection import Vocabulary, selected, with_top_classes
 from heads.splits import Rows, Splits, folds, make_splits
 from heads.thresholds import DEFAULT, tune
 from heads.transforms import build, for_sets
+
+if TYPE_CHECKING:
+    from heads.curves import CurvePoint
 
 SCORED_SPLITS = ("validation", "test")
 FEW = 5
@@ -55,7 +60,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class FittedRun:
-    """One head fitted on one choice of features, and all that is worth keeping of it."""
+    """One head fitted on one choice of features, and all that is worth keeping of it.
+
+    transform: the steps, those that the search chose where it did. curve: scores by number of training rows.
+    """
 
     features: Features
     head: FittedHead
@@ -66,6 +74,8 @@ class FittedRun:
     splitter: str | None
     notes: tuple[str, ...]
     seconds: float
+    transform: Any = None
+    curve: tuple[CurvePoint, ...] = ()
 
     @property
     def label(self) -> str:
@@ -127,7 +137,12 @@ class Task:
     @property
     def score(self) -> str:
         """What the search maximises."""
-        return self.config.score or self.kind.default_score
+        return self.scores[0]
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """What the search scores, what it maximises first."""
+        return self.config.scores or (self.kind.default_score,)
 
     @property
     def threshold(self) -> Threshold:
@@ -155,7 +170,8 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     target = target_name(dataset.table, config.select.target)
     targets = _targets(base, target, config)
     kind = KINDS[targets.kind]
-    kind.check_score(config.score or kind.default_score)
+    for score in config.scores:
+        kind.check_score(score)
     splits = make_splits(
         base,
         targets.strata,
@@ -177,7 +193,7 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
         target=target,
         targets=targets,
         splits=splits,
-        found=candidates(head, config.fixed, config.grid),
+        found=candidates(head, config.fixed, config.grid, config.search, config.n_iter, config.seed),
         jobs=config.jobs or _cores(),
         left_out=left_out,
         unseen=unseen,
@@ -203,10 +219,13 @@ def _cores() -> int:
 def _check_transform(config: HeadConfig, sets: Sequence[Features]) -> None:
     """Refuse what no fit could use, and a feature set that no choice of features has, before anything is fitted."""
     width = {name: dim for one in sets for name, dim in zip(one.names, one.dims, strict=True)}
-    build(config.transform, list(width), list(width.values()), config.seed)
+    for transform in config.axis("transform") or [config.transform]:
+        build(transform, list(width), list(width.values()), config.seed)
 
 
 def _feature_sets(dataset: CachedDataset, config: HeadConfig) -> tuple[Features, ...]:
+    if axis := config.axis("features"):
+        return tuple(dataset.features(*names, captions=config.select.captions) for names in axis)
     if config.features is None:
         return (dataset.features(captions=config.select.captions),)
     return tuple(dataset.features(*names, captions=config.select.captions) for names in config.features)
@@ -281,33 +300,71 @@ def _ready(task: Task, features: Features) -> _Ready:
     for name in ("train", "validation", "test"):
         of_split[getattr(task.splits, name)] = name
     rows = {name: np.flatnonzero(of_split[base_row] == name) for name in ("train", "validation", "test")}
-    x = features.matrix(np.float32)
+    stored = streams_on(task)
+    _check_memory(task, features, stored)
+    x = features.matrix(None if stored else np.float32)
     weights = weights_of(features)
     return _Ready(features, x, task.codes[base_row], shared_groups(features), base_row, rows, weights)
 
 
+def streams_on(task: Task) -> bool:
+    """Whether the head reads the features as they are stored: it can, and no transform makes another matrix."""
+    return streams(task.head) and not any(task.config.axis("transform") or [task.config.transform])
+
+
+def streams(head: Head) -> bool:
+    """Whether a kind of head can read features in their stored type; others get float32."""
+    return bool(getattr(getattr(head, "inner", head), "streams", False))
+
+
+def _check_memory(task: Task, features: Features, stored: bool) -> None:
+    """Refuse what would not fit, before anything is loaded."""
+    half = all(one.single and one.file.layout.stored == "float16" for one in features.sets)
+    transforms = any(task.config.axis("transform") or [task.config.transform])
+    found = memory.estimate(
+        len(features),
+        sum(features.dims),
+        2 if half else memory.FLOAT32,
+        streams=stored,
+        transforms=transforms,
+        searches=task.config.searches,
+    )
+    streaming = [name for name, head in HEADS.items() if streams(head)]
+    memory.check(task.head.name, " + ".join(features.names), found, streaming)
+
+
 def preview(task: Task) -> list[Preview]:
     """What ``fit`` will do for each choice of features, timed on a few rows."""
-    return [_preview(task, _ready(task, features)) for features in task.sets]
+    return [_preview(task, sets) for sets in _runs(task)]
 
 
-def _preview(task: Task, ready: _Ready) -> Preview:
-    fits = _n_fits(task)
+def _runs(task: Task) -> list[tuple[Features, ...]]:
+    """The feature sets of each run: one each, or all of them where the search chooses."""
+    return [task.sets] if task.config.searches_features else [(one,) for one in task.sets]
+
+
+def _preview(task: Task, sets: Sequence[Features]) -> Preview:
+    """Timed on the widest set where the search chooses."""
+    ready = _ready(task, max(sets, key=lambda one: sum(one.dims)))
+    rungs, folds = _rungs(task), _n_folds(task)
+    once = 1 + _out_of_fold_fits(task)
+    searched = task.config.searches
+    fits = (rungs.fits(folds) if searched else 0) + once
     train = ready.rows["train"]
-    parameters = [{**task.config.fixed, **task.found.points[index]} for index in task.found.unique]
+    parameters = [{**task.config.fixed, **of_head(task.found.points[index])} for index in task.found.unique]
     seconds = estimate_seconds(
         task.head,
         parameters,
         ready.x[train],
         ready.codes[train],
-        fits,
+        (rungs.work(folds) if searched else 0) + once,
         len(train),
         min(task.jobs, max(1, fits - 1)),
         task.config.seed,
     )
     samples = {name: len(getattr(task.splits, name)) for name in ("train", "validation", "test")}
     return Preview(
-        " + ".join(ready.features.names),
+        " or ".join(" + ".join(one.names) for one in sets),
         samples,
         ready.features.dims,
         len(task.found.points),
@@ -318,27 +375,60 @@ def _preview(task: Task, ready: _Ready) -> Preview:
     )
 
 
-def _n_fits(task: Task) -> int:
-    """Trainings: unique candidates times folds (or once on the validation split), the final one, and for thresholds."""
-    out_of_fold = task.config.cv.folds if task.config.cv and task.tunes and not len(task.splits.validation) else 0
-    if not task.config.searches:
-        return 1 + out_of_fold
-    per_candidate = task.config.cv.folds if task.config.cv else 1
-    return len(task.found.unique) * per_candidate + 1 + out_of_fold
+def _out_of_fold_fits(task: Task) -> int:
+    """Trainings that thresholds are tuned by."""
+    return task.config.cv.folds if task.config.cv and task.tunes and not len(task.splits.validation) else 0
 
 
-def fit(task: Task, *, progress: bool = False) -> list[FittedRun]:
-    """Fit and score one head per choice of features, on the same samples and splits."""
-    return [_fit_one(task, _ready(task, features), progress) for features in task.sets]
+def _n_folds(task: Task) -> int:
+    """How often a search fits each candidate: folds, or once on the validation split."""
+    return task.config.cv.folds if task.config.cv else 1
 
 
-def _fit_one(task: Task, ready: _Ready, progress: bool) -> FittedRun:
+def _rungs(task: Task) -> Rungs:
+    parameters = [{**task.config.fixed, **of_head(task.found.points[index])} for index in task.found.unique]
+    n = len(task.splits.train)
+    rows = n - n // task.config.cv.folds if task.config.cv else n
+    return rungs_of(task.head, parameters, task.config.search, task.config.factor, rows, len(task.classes))
+
+
+def fit(task: Task, *, progress: bool = False, searches: Path | None = None) -> list[FittedRun]:
+    """Fit and score one head per choice of features, on the same samples and splits.
+
+    searches: folder where finished fits of a search are kept until the run is recorded, for one that is interrupted.
+    """
+    return [_fit_one(task, sets, progress, searches) for sets in _runs(task)]
+
+
+def _place(task: Task, point: Mapping[str, Any]) -> int:
+    """Which of a run's feature sets a point of the grid chooses."""
+    return task.config.axis("features").index(point["features"]) if "features" in point else 0
+
+
+def _chosen(task: Task, sets: Sequence[Features], point: Mapping[str, Any]) -> tuple[Features, Any]:
+    """The features and the transform of a point of the grid."""
+    place = _place(task, point)
+    return sets[place], for_sets(point.get("transform", task.config.transform), sets[place].names)
+
+
+def _fit_one(task: Task, sets: Sequence[Features], progress: bool, searches: Path | None) -> FittedRun:
     began = time.perf_counter()
-    names, dims = ready.features.names, ready.features.dims
-    steps = build(for_sets(task.config.transform, names), names, dims, task.config.seed)
-    found, splitter = _search(task, ready, steps, progress) if task.config.searches else (None, None)
+    held: dict[int, _Ready] = {}
+
+    def load(features: Features) -> _Ready:
+        """The matrix of one choice of features at a time."""
+        if id(features) not in held:
+            held.clear()
+            held[id(features)] = _ready(task, features)
+        return held[id(features)]
+
+    found, splitter = _search(task, sets, load, progress, searches) if task.config.searches else (None, None)
     point = task.found.points[found.best] if found is not None else {}
-    parameters = {**task.config.fixed, **point}
+    features, transform = _chosen(task, sets, point)
+    ready = load(features)
+    names, dims = ready.features.names, ready.features.dims
+    steps = build(transform, names, dims, task.config.seed)
+    parameters = {**task.config.fixed, **of_head(point)}
     estimator = _fitted(task, ready, steps, parameters, ready.rows["train"])
     thresholds, said = _thresholds(task, ready, estimator, steps, parameters)
     prior = task.kind.prior(task.codes[task.splits.train], len(task.classes))
@@ -361,15 +451,16 @@ def _fit_one(task: Task, ready: _Ready, progress: bool) -> FittedRun:
         scored["unlabelled"] = _averaged(task, ready, unlabelled, head.predict_proba(ready.x[unlabelled]))
     counts = {name: len(getattr(task.splits, name)) for name in ("train", *SCORED_SPLITS)}
     notes = (*task.splits.notes, *_convergence(found), *said, *_of_weights(ready, estimator))
-    return FittedRun(
-        ready.features, head, parameters, scored, counts, found, splitter, notes, time.perf_counter() - began
-    )
+    seconds = time.perf_counter() - began
+    return FittedRun(ready.features, head, parameters, scored, counts, found, splitter, notes, seconds, transform)
 
 
 def _convergence(found: SearchResult | None) -> list[str]:
-    if found is None or not found.unconverged:
+    if found is None:
         return []
-    return [f"{found.unconverged} fits of the search ended at max_iter before they converged"]
+    resumed = f"{found.resumed} of {found.fits} fits of the search were finished before and are not repeated"
+    ended = f"{found.unconverged} fits of the search ended at max_iter before they converged"
+    return [*([resumed] if found.resumed else []), *([ended] if found.unconverged else [])]
 
 
 def _of_weights(ready: _Ready, estimator: Any) -> list[str]:
@@ -383,31 +474,65 @@ def _of_weights(ready: _Ready, estimator: Any) -> list[str]:
     ]
 
 
-def _search(task: Task, ready: _Ready, steps: list[tuple[str, Any]], progress: bool) -> tuple[SearchResult, str]:
+def _search(
+    task: Task, sets: Sequence[Features], load: Callable[[Features], _Ready], progress: bool, searches: Path | None
+) -> tuple[SearchResult, str]:
     """Score every candidate on folds of the training rows, or on the validation split."""
-    train = ready.rows["train"]
-    if task.config.cv is not None:
-        used = train
-        parts, splitter = _folds(task, ready, task.config.cv)
-    else:
-        used = np.concatenate([train, ready.rows["validation"]])
-        parts = [(np.arange(len(train)), np.arange(len(train), len(used)))]
-        splitter = "the validation split"
-    found = search(
+    splitters: list[str] = []
+
+    def data(features: Features) -> Data:
+        ready = load(features)
+        used, parts, splitter = _searched_rows(task, ready)
+        splitters.append(splitter)
+        weights = None if ready.weights is None else ready.weights[used]
+        return Data(ready.x[used], ready.codes[used], parts, weights)
+
+    made: dict[str, tuple[int, Choice]] = {}
+    choice_of = []
+    for index in task.found.unique:
+        features, transform = _chosen(task, sets, task.found.points[index])
+        key = repr((_place(task, task.found.points[index]), transform))
+        if key not in made:
+            steps = build(transform, features.names, features.dims, task.config.seed)
+            made[key] = len(made), Choice(steps, partial(data, features))
+        choice_of.append(made[key][0])
+    found = search_choices(
         task.head,
         task.found,
         task.config.fixed,
-        steps,
-        ready.x[used],
-        ready.codes[used],
-        parts,
-        task.score,
-        weights=None if ready.weights is None else ready.weights[used],
+        [choice for _, choice in made.values()],
+        choice_of,
+        _n_folds(task),
+        task.scores,
         seed=task.config.seed,
         jobs=task.jobs,
         progress=progress,
+        rungs=_rungs(task),
+        journal=journal_path(searches, _identity(task, sets)),
     )
-    return found, splitter
+    return found, splitters[0]
+
+
+def _searched_rows(task: Task, ready: _Ready) -> tuple[Rows, list[tuple[Rows, Rows]], str]:
+    """The units that a search uses, its folds among them, and what made the folds."""
+    train = ready.rows["train"]
+    if task.config.cv is not None:
+        return train, *_folds(task, ready, task.config.cv)
+    used = np.concatenate([train, ready.rows["validation"]])
+    return used, [(np.arange(len(train)), np.arange(len(train), len(used)))], "the validation split"
+
+
+def _identity(task: Task, sets: Sequence[Features]) -> dict[str, Any]:
+    """What makes a search the same one when it is started again; its numbers are in the journal's keys."""
+    import sklearn
+
+    return {
+        "config": task.config.model_dump(exclude={"jobs"}),
+        "target": task.target,
+        "features": [[one.file.fingerprint for one in features.sets] for features in sets],
+        "splits": data_digest([task.splits.train, task.splits.validation, task.splits.test], task.classes),
+        "scikit-learn": sklearn.__version__,
+    }
 
 
 def _folds(task: Task, ready: _Ready, cv: Folds) -> tuple[list[tuple[Rows, Rows]], str]:

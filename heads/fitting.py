@@ -44,7 +44,7 @@ def fit_pipeline(
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "Label .* is present in all training examples")  # said in a note
         try:
-            own = x[rows] if transforms is None else transforms.fit_transform(x[rows], codes[rows])
+            own = taken(x, rows) if transforms is None else transforms.fit_transform(taken(x, rows), codes[rows])
             options: dict[str, Any] = {}
             if weights is not None and has_fit_parameter(estimator, "sample_weight"):
                 options["sample_weight"] = weights[rows]
@@ -54,6 +54,12 @@ def fit_pipeline(
         except UNFIT as error:
             raise UsageError(f"scikit-learn cannot fit the head {name!r}: {error}") from error
     return Pipeline([*(transforms.steps if transforms is not None else []), ("head", estimator)])
+
+
+def taken(x: Any, rows: Rows) -> Any:
+    """Some rows of a matrix: a view where they lie together, so that nothing is copied."""
+    together = len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+    return x[rows[0] : rows[-1] + 1] if together else x[rows]
 
 
 def weights_of(features: Features) -> Weights | None:
