@@ -118,7 +118,7 @@ def recorded(folder: Path, cache: str | Path = "cache", split: str | None = None
     sample_rows = np.asarray(rows).astype(np.int64)
     truth = predictions["truth"].to_pylist()
     scores = _scores(predictions, truth, table, sample_rows, config.select.target)
-    return Recorded(folder.name, config, split, table, sample_rows, _objects(truth), scores)
+    return Recorded(folder.resolve().name, config, split, table, sample_rows, _objects(truth), scores)
 
 
 def refuse_comparison(folder: Path) -> None:
