@@ -10,7 +10,7 @@ import logging
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from embedcache.housekeeping import LeftOver
     from embedcache.verification import FileReport
     from heads.fit import FittedRun, Preview
-    from heads.predict import Predictions
+    from heads.item_files import ItemFile
+    from heads.predict import Empty, ItemPredictor, Predictions
     from heads.record import Comparison
+    from heads.repeats import Repeats
 
 INTERRUPTED = 130
 
@@ -80,6 +82,9 @@ CacheOption = Annotated[Path, typer.Option("--cache", envvar="EMBEDCACHE_CACHE",
 OutOption = Annotated[Path, typer.Option("--out", envvar="EMBEDCACHE_OUT", help="Folder of the runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Name in the cache; default: the only one.")]
+CheckpointOption = Annotated[
+    list[str] | None, typer.Option("--checkpoint", help="BACKBONE=PATH of a folder or weight file; may be repeated.")
+]
 
 
 @app.callback()
@@ -144,7 +149,8 @@ def _numbers(text: str | None, kind: type[int] | type[float], option: str) -> tu
 def extract(
     backbone: Annotated[list[str], typer.Option("--backbone", help="Alias or family:checkpoint; may be repeated.")],
     dataset: Annotated[
-        str | None, typer.Option(help="cub, folder, table, or a name in the cache; default: all found in --data.")
+        str | None,
+        typer.Option(help="An adapter ('datasets' lists them) or a name in the cache; default: all found in --data."),
     ] = None,
     data: Annotated[
         list[Path] | None, typer.Option(envvar="EMBEDCACHE_DATA", help="Data folder or files (default: data/).")
@@ -178,14 +184,14 @@ def extract(
     min_count: Annotated[int, typer.Option(help="words: how often a word must occur to have an id.")] = 1,
     max_words: Annotated[int | None, typer.Option(help="words: how many have an id at most.")] = None,
     captions: Annotated[str | None, typer.Option(help="cub: where the captions are.")] = None,
-    label: Annotated[str | None, typer.Option(help="folder: parent, none or a regex; table: a column.")] = None,
-    group: Annotated[str | None, typer.Option(help="folder: a regex; table: a column.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="table: column of texts; may be repeated.")] = None,
-    image: Annotated[str | None, typer.Option(help="table: column of image paths.")] = None,
-    images: Annotated[str | None, typer.Option(help="table: folder that image paths are below.")] = None,
-    id_column: Annotated[str | None, typer.Option("--id", help="table: column of ids.")] = None,
-    split: Annotated[str | None, typer.Option(help="table: column of splits.")] = None,
-    weight: Annotated[str | None, typer.Option(help="table: column of sample weights.")] = None,
+    label: Annotated[str | None, typer.Option(help="folder: parent, none or regex; table, hf-dataset: column.")] = None,
+    group: Annotated[str | None, typer.Option(help="folder: a regex; table, hf-dataset: a column.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="table, hf-dataset: column of texts; may be repeated.")] = None,
+    image: Annotated[str | None, typer.Option(help="table: column of image paths; hf-dataset: of images.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder of images (comp5329, coco, table, hf-dataset).")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="table, hf-dataset: column of ids.")] = None,
+    split: Annotated[str | None, typer.Option(help="table, hf-dataset: column of splits.")] = None,
+    weight: Annotated[str | None, typer.Option(help="table, hf-dataset: column of sample weights.")] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of the data set's adapter; 'datasets' lists them.")
     ] = None,
@@ -344,20 +350,37 @@ def fit_head(
     learning_curve: Annotated[
         str | None, typer.Option(help="Rows to train on instead of all, e.g. 100,1000,5000: a curve of the scores.")
     ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(help="Refuse heads that take more with their backbones and tokenizers: 100MB.")
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    continued: Annotated[
+        Path | None, typer.Option("--continue", help="Go on training the head of that run; needs --epochs.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs more, with --continue.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a head, a search over heads, or one head on several choices of features, from the cache."""
     from heads import config as configs
-    from heads import curves, fit, record, report, searching
+    from heads import curves, fit, searching
 
     sizes = curves.read_sizes(learning_curve) if learning_curve else ()
 
+    if continued is not None or epochs is not None:
+        others = (grid, head, dataset, features, assignments, dry_run, extract_missing, max_size, learning_curve)
+        _go_on(continued, epochs, cache, out, as_json, alone=not any(others))
+        return
     document: dict[str, Any] = configs.read_grid(configs.find_grid(grid)) if grid else {}
     document |= {key: value for key, value in (("head", head), ("dataset", dataset)) if value is not None}
     if features:
         document["features"] = features[0] if len(features) == 1 else [[one] for one in features]
     parsed = configs.parse(configs.override(document, assignments or []), grid or "the options")
     task = _prepared(parsed, cache, extract_missing)
+    if sizes:
+        curves.check(task)
+    limit, where = _limit(max_size), dict(_assignment(one) for one in checkpoint or [])
+    if limit is not None:
+        _hold_to(limit, task, where)
     previews = fit.preview(task)
     if not as_json or dry_run:
         _print_previews(previews, as_json)
@@ -366,14 +389,67 @@ def fit_head(
     runs = fit.fit(task, progress=not as_json, searches=out / searching.FOLDER)
     if sizes:
         runs = [curves.learning_curve(task, run, sizes) for run in runs]
+    folder = _recorded(task, runs, out, as_json)
+    if limit is not None:
+        _measured(folder, limit, where)
+
+
+def _recorded(task: Any, runs: Sequence[FittedRun], out: Path, as_json: bool) -> Path:
+    """Write fitted runs, print them, and return their folder."""
+    from heads import record, report
+
     folder, comparison = record.write(task, runs, out)
     report.write(folder, task, runs, comparison)
     if as_json:
         documents = [record.metrics_document(task, run) for run in runs]
         _print_json({"run": folder, "results": documents})
-        return
+        return folder
     _print_runs(runs, comparison, task.splits.notes)
     typer.echo(f"\n{folder}  ({report.PAGE}, {record.METRICS_FILE}, {record.PREDICTIONS}, {record.HEAD}/)")
+    return folder
+
+
+def _go_on(run: Path | None, epochs: int | None, cache: Path, out: Path, as_json: bool, *, alone: bool) -> None:
+    """``--continue RUN --epochs N``, which takes all else from the run."""
+    from embedcache.errors import UsageError
+    from heads import continuing
+    from heads.record import resolve_run
+
+    if run is None or epochs is None:
+        raise UsageError("--continue RUN and --epochs N belong together: whose training goes on, and for how long?")
+    if not alone:
+        raise UsageError("--continue takes everything from the run but --epochs, --cache and --out.")
+    task, fitted = continuing.go_on(resolve_run(run, out), epochs, cache)
+    _recorded(task, [fitted], out, as_json)
+
+
+def _limit(text: str | None) -> int | None:
+    """Bytes; what measures backbones is imported only where a limit is stated."""
+    if text is None:
+        return None
+    from heads.sizes import parse_size
+
+    return parse_size(text)
+
+
+def _hold_to(limit: int, task: Any, where: Mapping[str, str]) -> None:
+    """Refuse, before anything is fitted, what is larger than ``--max-size``."""
+    from heads import sizes
+
+    for features in task.sets:
+        parts = sizes.before_fitting(task, features, where)
+        sizes.check(" + ".join(features.names), parts, limit)
+        known = sizes.readable(sizes.total(parts))
+        _say(f"{' + '.join(features.names)}: about {known} of {sizes.readable(limit)}")
+
+
+def _measured(folder: Path, limit: int, where: Mapping[str, str]) -> None:
+    """The same of the heads as they were saved: some kinds are as large as their training made them."""
+    from heads import sizes
+    from heads.record import HEAD
+
+    for head in sorted([*folder.glob(HEAD), *folder.glob(f"*/{HEAD}")]):
+        sizes.check(str(head.parent), sizes.of_run(head.parent, where), limit)
 
 
 def _prepared(parsed: Any, cache: Path, extract_missing: bool) -> Any:
@@ -410,31 +486,25 @@ def _print_previews(previews: Sequence[Preview], as_json: bool) -> None:
     for note in first.notes:
         _say(f"  note: {note}")
     for one in previews:
-        numbers = " + ".join(map(str, one.dims))
-        _say(f"{one.label} ({numbers} numbers): {_fits(one)}, at most about {_duration(one.seconds)}")
+        numbers = f" ({' + '.join(map(str, one.dims))} numbers)" if one.dims else ""
+        time = f", at most about {_duration(one.seconds)}" if one.fits else ""
+        _say(f"{one.label}{numbers}: {_fits(one)}{time}")
 
 
 def _fits(one: Preview) -> str:
-    if one.fits == 1:
-        return "1 fit"
+    if not one.fits:
+        return "of the heads above, no fit of its own"
+    if one.points == 1:
+        return "1 fit" if one.fits == 1 else f"{one.fits} fits"
     return f"{one.points} candidates, {one.fits} fits"
 
 
 def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None, said: Sequence[str]) -> None:
     """The scores, and those notes that were not ``said`` before."""
-    from heads.report import percent, shown, signed
+    from heads.report import shown
 
     if comparison is not None:
-        metric = f"{comparison.split} {comparison.metric}"
-        table = _table("features", "dims", metric, "to the best", right=("dims", metric, "to the best"))
-        for row in comparison.rows:
-            table.add_row(row.label, str(row.dims), percent(row.score), signed(row.difference))
-        _show(table)
-        typer.echo(f"{comparison.samples:,} samples that all have; 95 % intervals, differences paired")
-        for run in runs:
-            _print_curve(run, run.label)
-            if run.search is not None and run.search.resumed:
-                _echo(f"{run.search.resumed} of {run.search.fits} fits were finished before", f"{run.label}: ")
+        _print_comparison(runs, comparison)
         return
     run = runs[0]
     scored = {split: one for split, one in run.scored.items() if one.scores}
@@ -445,6 +515,8 @@ def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None, said: 
     for metric in next(iter(scored.values())).scores if scored else ():
         table.add_row(metric, *(shown(metric, one.scores[metric]) for one in scored.values()))
     _show(table)
+    if run.repeats is not None:
+        _print_repeats(run.repeats)
     for split, one in scored.items():
         for part in one.by_type.get("answer_type", ()):
             typer.echo(f"{split}, {part['type']}: vqa_accuracy {part['vqa_accuracy']:.1%} of {part['count']:,}")
@@ -480,6 +552,32 @@ def _print_curve(run: FittedRun, label: str = "") -> None:
     _show(table)
 
 
+def _print_comparison(runs: Sequence[FittedRun], comparison: Comparison) -> None:
+    from heads.report import percent, signed
+
+    metric = f"{comparison.split} {comparison.metric}"
+    table = _table("features", "dims", metric, "to the best", right=("dims", metric, "to the best"))
+    for row in comparison.rows:
+        table.add_row(row.label, str(row.dims), percent(row.score), signed(row.difference))
+    _show(table)
+    typer.echo(f"{comparison.samples:,} samples that all have; 95 % intervals, differences paired")
+    for run in runs:
+        if run.repeats is not None:
+            spread = run.repeats.scores[comparison.split][comparison.metric].shown(comparison.metric)
+            typer.echo(f"{run.label}: {metric} {spread} over {len(run.repeats.seeds)} seeds")
+        _print_curve(run, run.label)
+        if run.search is not None and run.search.resumed:
+            _echo(f"{run.search.resumed} of {run.search.fits} fits were finished before", f"{run.label}: ")
+
+
+def _print_repeats(found: Repeats) -> None:
+    """Mean and deviation over the seeds."""
+    table = _table(f"{len(found.seeds)} seeds", *found.scores, right=tuple(found.scores))
+    for metric in next(iter(found.scores.values()), {}):
+        table.add_row(metric, *(own[metric].shown(metric) for own in found.scores.values()))
+    _show(table)
+
+
 def _print_labels(run: FittedRun, split: str, most: int = 20) -> None:
     """The 2 × 2 table of each label, worst F1 first."""
     from heads.record import label_tables
@@ -500,6 +598,15 @@ def predict(
     run: Annotated[Path, typer.Option(help="A run's folder, or its name in --out.")] = Path("latest"),
     image: Annotated[list[Path] | None, typer.Option(help="An image file; may be repeated.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
+    items: Annotated[
+        Path | None, typer.Option("--csv", help="A file of images and texts, a row each: .csv, .tsv or .jsonl.")
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Its column of image paths; default: image.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Its column of texts; default: text.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Its column of ids; default: id, else row numbers.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that image paths are relative to; default: the file's own.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Predict samples of a data set of the cache instead.")] = None,
     split: Annotated[str | None, typer.Option(help="Of that data set; default: all of it.")] = None,
     changed_since: Annotated[
@@ -511,13 +618,13 @@ def predict(
             help="Write a row per id as the data set's publishers ask for it (.csv or .json); none is missing."
         ),
     ] = None,
-    table: Annotated[Path | None, typer.Option(help="Write labels and probabilities to this CSV file.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Write labels and probabilities to this CSV file, or JSON lines (.jsonl).")
+    ] = None,
     empty: Annotated[
         str, typer.Option(help="What reaches no threshold gets its most probable label (top), or none (keep).")
     ] = "top",
-    checkpoint: Annotated[
-        list[str] | None, typer.Option(help="BACKBONE=PATH of a folder or weight file; may be repeated.")
-    ] = None,
+    checkpoint: CheckpointOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     cache: CacheOption = Path("cache"),
     out: OutOption = Path("runs"),
@@ -533,21 +640,34 @@ def predict(
     import embedcache as ec
     from embedcache.errors import UsageError
     from heads import predict as predicting
-    from heads.record import HEAD, read_seen, resolve_run
+    from heads.record import head_folder, read_seen, resolve_run
     from heads.saved import FittedHead
     from heads.submission import write_submission, write_table
 
     rule = _one_of(empty, "--empty", ("top", "keep"))
-    head = FittedHead.load(resolve_run(run, out) / HEAD)
-    if (dataset is None) == (not image and not text):
-        raise UsageError("Give --dataset, or --image and --text: what is to be labelled?")
+    head = FittedHead.load(head_folder(run, out))
+    if sum((dataset is not None, bool(image or text), items is not None)) != 1:
+        raise UsageError("Give --dataset, or --csv, or --image and --text: what is to be labelled?")
+    if items is None and any((image_column, text_column, id_column, images)):
+        raise UsageError("--image-column, --text-column, --id-column and --images are of a file: --csv FILE.")
+    where = dict(_assignment(one) for one in checkpoint or [])
+    options = ec.Options(device=device)
+    if items is not None:
+        from heads.item_files import ItemColumns, ItemFile
+
+        listed = ItemFile(items, ItemColumns(image_column, text_column, id_column), images)
+        predictor = predicting.ItemPredictor(head, checkpoints=where, options=options)
+        if table is not None and submission is None and not as_json:
+            _predict_to(table, predictor, listed, rule)
+            return
     if dataset is not None:
         seen = read_seen(resolve_run(changed_since, out)) if changed_since else None
         whole = submission is not None
-        found = predicting.predict_dataset(head, ec.open(cache)[dataset], split, seen, fill=whole)
+        opened = ec.open(cache)[dataset]
+        found = predicting.predict_dataset(head, opened, split, seen, fill=whole, progress=not as_json)
+    elif items is not None:
+        found = _merged(predictor, listed, progress=not as_json)
     else:
-        where = dict(_assignment(one) for one in checkpoint or [])
-        options = ec.Options(device=device)
         found = predicting.predict_items(head, image or [], text or [], checkpoints=where, options=options)
     found = replace(found, empty=rule)
     if submission is not None:
@@ -561,6 +681,44 @@ def predict(
     elif submission is None and table is None:
         _print_predictions(found)
     _say_exceptions(found)
+
+
+def _batches(predictor: ItemPredictor, listed: ItemFile, *, progress: bool) -> Iterator[Predictions]:
+    """Labels of a file's rows, batch by batch."""
+    from heads.item_files import predict_rows
+
+    needed = {one.modality for one in predictor.head.features}
+    total = listed.count() if progress else None
+    return predict_rows(predictor, listed.rows(needed), total=total, progress=progress)
+
+
+def _merged(predictor: ItemPredictor, listed: ItemFile, *, progress: bool) -> Predictions:
+    """All of a file's rows at once, for the screen and for submissions."""
+    from embedcache.errors import UsageError
+    from heads.predict import merged
+
+    parts = list(_batches(predictor, listed, progress=progress))
+    if not parts:
+        raise UsageError(f"{listed.path} has no rows.")
+    return merged(parts)
+
+
+def _predict_to(path: Path, predictor: ItemPredictor, listed: ItemFile, rule: Empty) -> None:
+    """A file's rows to a table, no more than a batch of them in memory."""
+    from dataclasses import replace
+
+    from heads.submission import table_of
+
+    rows = failed = 0
+    with table_of(path) as add:
+        for found in _batches(predictor, listed, progress=True):
+            add(replace(found, empty=rule))
+            rows += len(found.ids)
+            for name, reason in list(found.failures.items())[: max(0, 5 - failed)]:
+                _say(f"not predicted: {name}: {reason}")
+            failed += len(found.failures)
+    more = f"; {failed:,} could not be predicted" if failed else ""
+    _say(f"{rows:,} rows in {path}{more}")
 
 
 def _say_exceptions(found: Predictions) -> None:
@@ -670,17 +828,26 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 @app.command()
 def info(
-    name: Annotated[str, typer.Argument(help="A data set of the cache.")],
+    name: Annotated[str | None, typer.Argument(help="A data set of the cache.")] = None,
     features: Annotated[str | None, typer.Option(help="One feature set: everything that is known of it.")] = None,
     diff: Annotated[tuple[str, str] | None, typer.Option(help="Two feature sets: what differs between them.")] = None,
     failed: Annotated[bool, typer.Option("--failed", help="List failed items with their reasons.")] = False,
+    run: Annotated[Path | None, typer.Option(help="A run instead: what its head takes, with all it needs.")] = None,
+    checkpoint: CheckpointOption = None,
     cache: CacheOption = Path("cache"),
+    out: OutOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is known of a data set, or of one of its feature sets."""
+    """Say what is known of a data set, of one of its feature sets, or of a run's size."""
     import embedcache as ec
+    from embedcache.errors import UsageError
 
-    dataset = ec.open(cache)[name]
+    if (run is None) == (name is None):
+        raise UsageError("Name a data set, or a run with --run: what is to be told?")
+    if run is not None:
+        _print_sizes(run, dict(_assignment(one) for one in checkpoint or []), out, as_json)
+        return
+    dataset = ec.open(cache)[str(name)]
     if diff is not None:
         _print_difference(dataset, diff, as_json)
     elif failed:
@@ -694,6 +861,25 @@ def info(
         _print_json(asdict(dataset.record))
     else:
         _print_dataset(dataset)
+
+
+def _print_sizes(run: Path, where: Mapping[str, str], out: Path, as_json: bool) -> None:
+    """Bytes of backbones, tokenizers and head."""
+    from dataclasses import asdict
+
+    from heads import sizes
+    from heads.record import resolve_run
+
+    parts = sizes.of_run(resolve_run(run, out), where)
+    if as_json:
+        _print_json({"parts": [asdict(part) for part in parts], "bytes": sizes.total(parts)})
+        return
+    table = _table("part", "size", right=("size",))
+    for part in parts:
+        size = "not known" if part.nbytes is None else sizes.readable(part.nbytes)
+        table.add_row(f"{part.what} ({part.why})" if part.why else part.what, size)
+    table.add_row("all that is known", sizes.readable(sizes.total(parts)))
+    _show(table)
 
 
 def _print_dataset(dataset: Any) -> None:
@@ -848,6 +1034,34 @@ def export(
         typer.echo(f"{path}")
 
 
+@app.command("export-head")
+def export_head(
+    to: Annotated[Path, typer.Option(help="The ONNX file to write.")],
+    run: Annotated[Path, typer.Option(help="A run's folder, or its name in --out.")] = Path("latest"),
+    out: OutOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write the head of a run as ONNX, its transforms folded in, and check that both give the same numbers.
+
+    For heads of the kind mlp. Needs the package onnx: pip install embedcache[onnx].
+    """
+    from dataclasses import asdict
+
+    from embedcache.errors import UsageError
+    from heads.onnx_export import export
+    from heads.record import HEAD, resolve_run
+    from heads.saved import FittedHead
+
+    if to.suffix.lower() != ".onnx":
+        raise UsageError(f"--to names an ONNX file, with the ending .onnx; got {to}.")
+    found = export(FittedHead.load(resolve_run(run, out) / HEAD), to)
+    if as_json:
+        _print_json(asdict(found))
+        return
+    checked = f"{found.rows} rows by {found.checked_with}, largest difference {found.difference:.1e}"
+    typer.echo(f"{to}: features in, probabilities out; checked on {checked}")
+
+
 @app.command("import")
 def import_features(
     name: Annotated[str, typer.Argument(help="A data set of the cache.")],
@@ -935,7 +1149,8 @@ def _list_backbones(found: Sequence[Listed]) -> None:
     _echo(
         "M: millions of parameters. gated: its terms must be accepted on the hub first. Images and texts: NAME means "
         "both towers, NAME.image or NAME.text one. One in full: backbones NAME. "
-        "Files that are not here: fetch NAME. Any other checkpoint: timm:NAME, hf:NAME, st:NAME, hf:./FOLDER."
+        "Files that are not here: fetch NAME. Any other checkpoint: timm:NAME, hf:NAME, st:NAME, hf:./FOLDER. "
+        "Without a transformer: glove:FILE, word2vec:FILE, words (word ids)."
     )
 
 
@@ -977,10 +1192,9 @@ def datasets(as_json: JsonOption = False) -> None:
     if as_json:
         _print_json({name: {"layout": layout, "options": options_of(name)} for name, layout in LAYOUTS.items()})
         return
-    table = _table("data set", "layout", "options")
     for name, layout in LAYOUTS.items():
-        table.add_row(name, layout, ", ".join(options_of(name)))
-    _show(table)
+        _echo(layout, f"{name:<11} ")
+        _echo(", ".join(options_of(name)), f"{'':<11} options: ")
 
 
 @app.command()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from embedcache.backbones.torch_module import torch_backbone
     from embedcache.cache import Cache
     from embedcache.cache import open_cache as open
+    from embedcache.encoder import CachedEncoder
     from embedcache.extraction import Extraction, extract
     from embedcache.options import Options
 
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackboneSettings",
     "Cache",
+    "CachedEncoder",
     "Extraction",
     "ImagePreprocessing",
     "Options",
@@ -31,6 +33,7 @@ __all__ = [
 _WHERE = {
     "BackboneSettings": ("embedcache.backbones.base", "BackboneSettings"),
     "Cache": ("embedcache.cache", "Cache"),
+    "CachedEncoder": ("embedcache.encoder", "CachedEncoder"),
     "open": ("embedcache.cache", "open_cache"),
     "Extraction": ("embedcache.extraction", "Extraction"),
     "Options": ("embedcache.options", "Options"),

@@ -48,6 +48,44 @@ class Encodings:
     failures: Mapping[int, str]
 
 
+class OpenedEncoder:
+    """An encoder that a head remembers, loaded: any number of items, block after block.
+
+    checkpoint: its folder or weight file, where it was made with one. Raises UsageError where the backbone on this
+    machine is another one, naming both fingerprints.
+    """
+
+    def __init__(
+        self,
+        reference: EncoderReference,
+        modality: Modality,
+        *,
+        checkpoint: str | None = None,
+        options: Options | None = None,
+    ) -> None:
+        backbone = resolved(reference, checkpoint)
+        found = Provenance(backbone.identity, reference.compute, reference.stored).fingerprint
+        if found != reference.fingerprint:
+            raise UsageError(
+                f"The head was fitted on {reference.backbone}@{reference.fingerprint}; the files on this machine make "
+                f"{reference.backbone}@{found}. Those are other numbers: bring the same checkpoint, or fit a head on "
+                "these."
+            )
+        options = replace(options or Options(), precision=reference.compute)
+        encoder, _ = load_encoder(backbone, options, [])
+        self._stored = reference.stored
+        self._engine = LocalEngine(encoder, modality, workers=options.workers, batch_size=options.batch_size)
+
+    def encode(self, items: Sequence[Path] | Sequence[str]) -> Encodings:
+        """Vectors of image files or texts; at least one."""
+        works = [Work(start // _BLOCK, rows, lambda row: _payload(items[row])) for start, rows in _blocks(len(items))]
+        encoded = list(self._engine.encode(works))
+        failures = {int(one.work.rows[at]): reason for one in encoded for at, reason in one.failures.items()}
+        dim = max(one.vectors.shape[1] for one in encoded)
+        vectors = np.concatenate([_widened(one.vectors, dim) for one in encoded]).astype(self._stored)
+        return Encodings(vectors, failures)
+
+
 def encode(
     reference: EncoderReference,
     items: Sequence[Path] | Sequence[str],
@@ -56,30 +94,11 @@ def encode(
     checkpoint: str | None = None,
     options: Options | None = None,
 ) -> Encodings:
-    """Vectors of image files or texts by the very encoder that ``reference`` means.
-
-    checkpoint: its folder or weight file, where it was made with one. Raises UsageError where the backbone on this
-    machine is another one, naming both fingerprints.
-    """
-    backbone = _resolved(reference, checkpoint)
-    found = Provenance(backbone.identity, reference.compute, reference.stored).fingerprint
-    if found != reference.fingerprint:
-        raise UsageError(
-            f"The head was fitted on {reference.backbone}@{reference.fingerprint}; the files on this machine make "
-            f"{reference.backbone}@{found}. Those are other numbers: bring the same checkpoint, or fit a head on these."
-        )
-    options = replace(options or Options(), precision=reference.compute)
-    encoder, _ = load_encoder(backbone, options, [])
-    engine = LocalEngine(encoder, modality, workers=options.workers, batch_size=options.batch_size)
-    works = [Work(start // _BLOCK, rows, lambda row: _payload(items[row])) for start, rows in _blocks(len(items))]
-    encoded = list(engine.encode(works))
-    failures = {int(one.work.rows[at]): reason for one in encoded for at, reason in one.failures.items()}
-    dim = max(one.vectors.shape[1] for one in encoded)
-    vectors = np.concatenate([_widened(one.vectors, dim) for one in encoded]).astype(reference.stored)
-    return Encodings(vectors, failures)
+    """Vectors of image files or texts by the very encoder that ``reference`` means; as ``OpenedEncoder``."""
+    return OpenedEncoder(reference, modality, checkpoint=checkpoint, options=options).encode(items)
 
 
-def _resolved(reference: EncoderReference, checkpoint: str | None) -> Backbone:
+def resolved(reference: EncoderReference, checkpoint: str | None) -> Backbone:
     """The backbone by its name, or from the folder or weight file that is given."""
     settings = _tupled(reference.settings)
     try:

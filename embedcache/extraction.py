@@ -22,6 +22,7 @@ from embedcache import store, word_ids
 from embedcache.backbones import resolve_all
 from embedcache.backbones.base import Backbone, BackboneSettings
 from embedcache.backbones.words_family import WordIds
+from embedcache.datasets import image_source
 from embedcache.errors import UsageError
 from embedcache.failures import some_failures
 from embedcache.files import locked
@@ -116,6 +117,13 @@ def extract(
         for data_set in opened
         for one in _extract_all([Job(data_set, backbone, options, limit, seed) for backbone in resolved], dry_run)
     ]
+
+
+def extract_rows(
+    opened: OpenedDataset, backbone: Backbone, options: Options, rows: npt.NDArray[np.int64]
+) -> Extraction:
+    """Encode the items of some samples of one data set, as ``extract`` would. rows: of its table, int64."""
+    return _extract_all([Job(opened, backbone, options, None, 0, rows)], dry_run=False)[0]
 
 
 def _extract_all(jobs: Sequence[Job], dry_run: bool) -> list[Extraction]:
@@ -241,7 +249,8 @@ def _save_where_changed(job: Job, wanted: Wanted) -> None:
 
 
 def _remembered_now(job: Job, wanted: Wanted) -> npt.NDArray[np.bool_]:
-    states = item_states.image_states(job.opened.dataset.image_folder, wanted.states.ids, job.opened.remembered())
+    stat = image_source(job.opened.dataset).stat
+    states = item_states.image_states(stat, wanted.states.ids, job.opened.remembered())
     return states.known
 
 

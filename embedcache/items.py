@@ -6,11 +6,9 @@ data set is recognised without reading it again. A digest that is not known is a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -56,16 +54,17 @@ def text_states(ids: npt.NDArray[np.bytes_]) -> ItemStates:
     return ItemStates(ids, raw, np.ones(len(ids), bool), absent, absent)
 
 
-def image_states(folder: Path, ids: npt.NDArray[np.bytes_], remembered: pa.Table | None) -> ItemStates:
-    """Sizes and times from the file system; digests from ``remembered`` where size and time still agree."""
+def image_states(
+    stat: Callable[[str], tuple[int, int]], ids: npt.NDArray[np.bytes_], remembered: pa.Table | None
+) -> ItemStates:
+    """Sizes and times as ``stat`` says; digests from ``remembered`` where size and time still agree."""
     size = np.full(len(ids), ABSENT, np.int64)
     mtime = np.full(len(ids), ABSENT, np.int64)
     for row, item in enumerate(ids):
         try:
-            found = os.stat(os.path.join(folder, os.fsdecode(bytes(item))))
+            size[row], mtime[row] = stat(bytes(item).decode())
         except (OSError, ValueError):
             continue
-        size[row], mtime[row] = found.st_size, found.st_mtime_ns
     content = np.zeros((len(ids), 16), np.uint8)
     known = size == ABSENT
     if remembered is not None and "content" in remembered.column_names:

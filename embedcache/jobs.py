@@ -17,7 +17,7 @@ from embedcache import store
 from embedcache.backbones import slug
 from embedcache.backbones.base import Backbone
 from embedcache.container import VECTORS, read_header
-from embedcache.datasets import read_image
+from embedcache.datasets import image_source
 from embedcache.errors import DamagedFileError, ItemError, UsageError
 from embedcache.items import ItemStates
 from embedcache.opening import OpenedDataset
@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One data set, one backbone."""
+    """One data set, one backbone. chosen: the samples whose items are encoded, rows of the table; None for all."""
 
     opened: OpenedDataset
     backbone: Backbone
     options: Options
     limit: int | None
     seed: int
+    chosen: npt.NDArray[np.int64] | None = None
 
     @property
     def modality(self) -> Modality:
@@ -55,7 +56,7 @@ class Job:
         """The samples whose items are encoded; None for all."""
         n = self.opened.table.samples.num_rows
         if self.limit is None or self.limit >= n:
-            return None
+            return self.chosen
         if self.limit < 1:
             raise UsageError(f"--limit must be positive, got {self.limit}.")
         names = self.opened.table.targets
@@ -87,10 +88,10 @@ def wanted_items(job: Job) -> Wanted:
     ids = item_states.fixed_length(found["id"] if whole else found["id"].take(pa.array(rows)))
     if modality == "text":
         return Wanted(rows, item_states.text_states(ids), item_states.reader_of_texts(found, rows))
-    folder = opened.dataset.image_folder
+    source = image_source(opened.dataset)
     remembered = opened.remembered() if job.options.check == "stat" else None
-    states = item_states.image_states(folder, ids, remembered)
-    return Wanted(rows, states, item_states.reader_of_images(lambda item: read_image(folder, item), ids))
+    states = item_states.image_states(source.stat, ids, remembered)
+    return Wanted(rows, states, item_states.reader_of_images(source.read, ids))
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,17 @@ def _satisfying(job: Job, path: Path, notes: list[str]) -> FeatureFile | None:
     except DamagedFileError as error:
         notes.append(str(error))
         return None
+    return file if satisfies(file, job.backbone, job.options) else None
+
+
+def satisfies(file: FeatureFile, backbone: Backbone, options: Options) -> bool:
+    """Whether a file's vectors are this encoder's, in a precision that is asked for."""
     found = file.provenance
     compute, stored = found.pop("compute"), found.pop("stored")
-    wanted = Provenance(job.backbone.identity, "float32", "float32").to_dict()
+    wanted = Provenance(backbone.identity, "float32", "float32").to_dict()
     del wanted["compute"], wanted["stored"]
-    same = json.loads(json.dumps(wanted)) == found
-    options = job.options
-    return file if same and options.precision in ("auto", compute) and options.stored in ("auto", stored) else None
+    same = bool(json.loads(json.dumps(wanted)) == found)
+    return same and options.precision in ("auto", compute) and options.stored in ("auto", stored)
 
 
 def decide(job: Job, wanted: Wanted, found: Found) -> tuple[Plan, Wanted]:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from embedcache import items as item_states
 from embedcache import store
 from embedcache.backbones import slug, without_own
+from embedcache.datasets import image_source
 from embedcache.errors import AllItemsFailedError, DamagedFileError, ItemError
 from embedcache.failures import append_failures, keep_failures
 from embedcache.files import sync_folder
@@ -303,7 +304,7 @@ class Run:
         if self.job.modality == "text":
             return no_states()
         rows = item_states.positions(states.ids, file.ids)
-        now = item_states.image_states(self.job.opened.dataset.image_folder, states.ids, None)
+        now = item_states.image_states(image_source(self.job.opened.dataset).stat, states.ids, None)
         same = (now.size == states.size) & (now.mtime_ns == states.mtime_ns)
         return ItemStates(states.ids, np.asarray(file.content)[rows], same, states.size, states.mtime_ns)
 

@@ -9,11 +9,17 @@ from typing import Final
 
 from embedcache.errors import unknown_name
 from heads.base import Head
+from heads.knn import Knn
 from heads.logistic import Logistic
 from heads.mlp import Mlp
+from heads.ridge import Ridge
 from heads.sklearn_mlp import SklearnMlp
+from heads.svm import Svm
+from heads.tfidf import Tfidf
 
-HEADS: Final[dict[str, Head]] = {head.name: head for head in (Logistic(), Mlp(), SklearnMlp())}
+HEADS: Final[dict[str, Head]] = {
+    head.name: head for head in (Logistic(), Mlp(), SklearnMlp(), Knn(), Ridge(), Svm(), Tfidf())
+}
 
 
 def head_named(name: str) -> Head:

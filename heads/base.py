@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from embedcache.errors import unknown_name
+
+VECTORS: Final = "vectors"
 
 
 class Head(Protocol):
@@ -39,6 +41,11 @@ class Head(Protocol):
         """The fitted estimator without what only training needed, safe to save without pickle."""
 
 
+def reads(head: Head) -> str:
+    """What a head is fitted on: ``vectors``, or what its ``reads`` says (``texts``)."""
+    return str(getattr(head, "reads", VECTORS))
+
+
 def constructor_parameters(kind: type) -> dict[str, Any]:
     """A scikit-learn estimator's parameters and defaults."""
     signature = inspect.signature(kind.__init__)  # type: ignore[misc]
@@ -49,3 +56,14 @@ def check_parameters(head: Head, names: set[str]) -> None:
     """Raise UnknownNameError for a parameter that the head does not have."""
     for name in sorted(names - head.parameters()):
         raise unknown_name(f"parameter of the head {head.name!r}:", name, head.parameters())
+
+
+def weight_parameter(estimator: Any) -> str | None:
+    """What ``fit`` calls sample weights; of a pipeline, its last step's. None where it takes none."""
+    from sklearn.pipeline import Pipeline
+    from sklearn.utils.validation import has_fit_parameter
+
+    if not isinstance(estimator, Pipeline):
+        return "sample_weight" if has_fit_parameter(estimator, "sample_weight") else None
+    inner = weight_parameter(estimator[-1])
+    return None if inner is None else f"{estimator.steps[-1][0]}__{inner}"

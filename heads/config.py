@@ -68,11 +68,11 @@ class Threshold(_Strict):
     """Where a label of a multi-label target begins to be predicted.
 
     tune: for F1, or for as many false positives as false negatives. per: a threshold per label, or one for all.
-    fixed: this one instead, untuned.
+    ``modality`` is for a union: one for each feature set. fixed: this one instead, untuned.
     """
 
     tune: Literal["f1", "balance"] = "f1"
-    per: Literal["label", "all"] = "label"
+    per: Literal["label", "modality", "all"] = "label"
     fixed: float | None = Field(None, ge=0, le=1)
 
 
@@ -99,6 +99,39 @@ AXES = ("features", "transform")
 """What ``grid`` may hold besides parameters of the head."""
 
 
+class Fusion(_Strict):
+    """How the feature sets of an inner list become one answer; a bare name is its kind.
+
+    concat: side by side. product: number by number, those of another width than ``width`` (default: the smallest)
+    projected to it by principal components; with ``l2`` all sets, or the named ones, at unit length before. late: the
+    mean of the probabilities of one head per feature set, its weights ``learned`` where nothing was trained, or
+    ``equal``. union: of the label sets that these heads predict. baselines: also fit each feature set alone; None is
+    yes for all but ``concat``.
+    """
+
+    kind: Literal["concat", "product", "late", "union"] = "concat"
+    l2: bool | list[str] = False
+    width: int | None = Field(None, ge=1)
+    weights: Literal["learned", "equal"] = "learned"
+    baselines: bool | None = None
+
+    @model_validator(mode="after")
+    def _refuse_others(self) -> Fusion:
+        own = {"product": {"l2", "width"}, "late": {"weights"}}.get(self.kind, set())
+        default = {name: field.default for name, field in type(self).model_fields.items()}
+        for name in sorted({"l2", "width", "weights"} - own):
+            if getattr(self, name) != default[name]:
+                raise ValueError(f"{name!r} is not for the fusion {self.kind!r}")
+        if self.kind in ("late", "union") and self.baselines is False:
+            raise ValueError(f"the fusion {self.kind!r} is made of a head per feature set: 'baselines' are its parts")
+        return self
+
+    @property
+    def alone(self) -> bool:
+        """Whether each feature set also gets a head of its own."""
+        return self.kind != "concat" if self.baselines is None else self.baselines
+
+
 class HeadConfig(_Strict):
     """One head or one search over heads.
 
@@ -109,7 +142,9 @@ class HeadConfig(_Strict):
     split is carved only if ``test`` is stated and no row of the published one has a target.
     score: what the search maximises; None is accuracy, or f1_micro where samples have several labels. Of several scores
     ``refit`` decides, or the first. threshold: for several labels alone; a number is a fixed one, None tunes one per
-    label for F1.
+    label for F1. chain: for those alone too, each label's classifier sees the labels before it, the most frequent
+    first. oversample: training rows with rare labels are repeated up to that many times. seeds: that many final fits,
+    with ``seed`` and those after it, for mean and deviation of the scores; the head of the first one is kept.
     grid: values to try of each parameter, and of ``features`` and ``transform``, which then stand for those above; a
     list of such mappings is tried one after the other. search: ``grid`` tries all points; ``random`` tries ``n_iter``
     that it draws, from ranges too; ``halving`` gives all points little and goes on with the best one in ``factor``.
@@ -118,7 +153,7 @@ class HeadConfig(_Strict):
     head: str = "logistic"
     dataset: str | None = None
     features: list[list[FeatureName]] | None = None
-    fusion: Literal["concat"] = "concat"
+    fusion: Fusion = Fusion()
     transform: list[Step] | dict[str, list[Step]] = ["standardize"]
     fixed: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, list[Any] | Range] | list[dict[str, list[Any] | Range]] = Field(default_factory=dict)
@@ -129,17 +164,25 @@ class HeadConfig(_Strict):
     score: str | list[str] | None = None
     refit: str | None = None
     threshold: Threshold | None = None
+    chain: bool = False
+    oversample: int = Field(1, ge=1)
     select: Selection = Field(default_factory=Selection)
     splits: Literal["published", "carve"] = "published"
     validation: int | float = 0.1
     test: int | float | None = None
     seed: int = 0
+    seeds: int = Field(1, ge=1)
     jobs: int | None = Field(None, ge=1)
 
     @field_validator("features", mode="before")
     @classmethod
     def _read_features(cls, value: Any) -> Any:
         return None if value is None else feature_sets(value)
+
+    @field_validator("fusion", mode="before")
+    @classmethod
+    def _read_fusion(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("threshold", mode="before")
     @classmethod
@@ -192,8 +235,19 @@ class HeadConfig(_Strict):
             )
         if self.searches_features and self.features is not None and len(self.features) > 1:
             raise ValueError("features are compared at the top or searched under 'grid', not both")
+        if self.searches_features and (self.fusion.kind in ("late", "union") or self.fusion.baselines):
+            raise ValueError(
+                "'features' under 'grid' chooses among sets that are fused before the head: list each set alone there, "
+                "without 'baselines', and state the fusions 'late' and 'union' for features at the top"
+            )
         if self.refit is not None and self.refit not in self.scores:
             raise ValueError(f"refit names none of the scores {list(self.scores)}: {self.refit!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_modality(self) -> HeadConfig:
+        if self.threshold is not None and self.threshold.per == "modality" and self.fusion.kind != "union":
+            raise ValueError("a threshold per modality is for 'fusion: union'")
         return self
 
     @property
@@ -373,6 +427,8 @@ def _reason(item: Any) -> str:
 
 
 def _known_keys(path: Sequence[Any]) -> list[str]:
-    nested: dict[str, type[BaseModel]] = {"cv": Folds, "select": Selection, "threshold": Threshold}
+    nested: dict[str, type[BaseModel]] = {
+        "cv": Folds, "select": Selection, "threshold": Threshold, "fusion": Fusion
+    }  # fmt: skip
     model = nested.get(str(path[0]), HeadConfig) if path else HeadConfig
     return list(model.model_fields)

@@ -35,6 +35,16 @@ def read_sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
+def check(task: Task) -> None:
+    """Raise UsageError for a fusion of answers: a curve fits one head, by one set of parameters."""
+    if task.fuses_answers:
+        kind = task.config.fusion.kind
+        raise UsageError(
+            f"A learning curve is of one head, and 'fusion: {kind}' is made of several: ask for it with each feature "
+            "set alone, or with 'fusion: concat' or 'product'."
+        )
+
+
 def smaller(task: Task, rows: int) -> Task:
     """The task with that many of its training rows: seeded, classes in proportion, nested; all else as it is."""
     train = task.splits.train
@@ -52,6 +62,7 @@ def learning_curve(task: Task, run: FittedRun, sizes: Sequence[int]) -> FittedRu
     from heads.fit import fit
     from heads.grid import candidates
 
+    check(task)
     n = len(task.splits.train)
     split = next((name for name in ("test", "validation") if name in run.scored), None)
     if split is None:
@@ -62,7 +73,7 @@ def learning_curve(task: Task, run: FittedRun, sizes: Sequence[int]) -> FittedRu
             f"There are {n:,} training rows: a learning curve needs a number below that, got {list(sizes)}."
         )
     config = task.config.model_copy(
-        update={"fixed": dict(run.parameters), "grid": {}, "features": None, "transform": run.transform}
+        update={"fixed": dict(run.parameters), "grid": {}, "features": None, "transform": run.transform, "seeds": 1}
     )
     sets = (next(one for one in task.sets if one.names == run.features.names),)
     own = replace(task, config=config, sets=sets, found=candidates(task.head, config.fixed, {}))

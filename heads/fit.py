@@ -18,18 +18,23 @@ from embedcache.errors import UsageError
 from embedcache.samples import TARGET_PREFIX, combined
 from embedcache.view import Features, shared_groups, target_name
 from heads import HEADS, head_named, memory, vqa
-from heads.base import Head, check_parameters
+from heads.base import Head, check_parameters, weight_parameter
 from heads.config import Folds, HeadConfig, Selection, Threshold
-from heads.fitting import Weights, fit_pipeline, weights_of
+from heads.fitting import Weights, continue_pipeline, fit_pipeline, weights_of
+from heads.fusion import OF_ANSWERS, Late, Union, stacked_weights, union_thresholds, weighted
 from heads.grid import Candidates, Choice, Data, SearchResult, candidates, estimate_seconds, search_choices
-from heads.kinds import KINDS, Kind, Targets, Truth
+from heads.inputs import feature_sets, inputs_for, label_of, transforms_apply, with_each_alone
+from heads.kinds import KINDS, Kind, SeveralLabels, Targets, Truth
 from heads.metrics import Interval, RowScores
 from heads.multilabel import indicators, is_multilabel, strata
+from heads.oversampling import oversampled
+from heads.probabilities import of_all
+from heads.repeats import Repeats, gathered, seeds_of
 from heads.saved import FittedHead, bindings
 from heads.searching import Rungs, data_digest, journal_path, of_head, rungs_of
 from heads.selection import Vocabulary, selected, with_top_classes
 from heads.splits import Rows, Splits, folds, make_splits
-from heads.thresholds import DEFAULT, tune
+from heads.thresholds import DEFAULT, Per, tune
 from heads.transforms import build, for_sets
 
 if TYPE_CHECKING:
@@ -59,10 +64,20 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Samples that a head was not trained on, with its probabilities. where: which they are, for the notes."""
+
+    scored: Scored
+    where: str
+
+
+@dataclass(frozen=True)
 class FittedRun:
     """One head fitted on one choice of features, and all that is worth keeping of it.
 
     transform: the steps, those that the search chose where it did. curve: scores by number of training rows.
+    held: probabilities of samples that it was not trained on, and what those are, where something was learned of them.
+    fusion: how several feature sets became one answer.
     """
 
     features: Features
@@ -76,11 +91,14 @@ class FittedRun:
     seconds: float
     transform: Any = None
     curve: tuple[CurvePoint, ...] = ()
+    held: Held | None = None
+    fusion: str = "concat"
+    repeats: Repeats | None = None
 
     @property
     def label(self) -> str:
-        """The feature sets, as the tables name them."""
-        return " + ".join(self.features.names)
+        """The feature sets, as the tables name them, and how they are fused where it is not side by side."""
+        return label_of(self.features) + ("" if self.fusion == "concat" else f" ({self.fusion})")
 
 
 @dataclass(frozen=True)
@@ -154,6 +172,16 @@ class Task:
         """Whether thresholds are tuned."""
         return self.targets.kind == "multi" and self.threshold.fixed is None
 
+    @property
+    def fuses_answers(self) -> bool:
+        """Whether several feature sets are fused by the answers of their own heads."""
+        return self.config.fusion.kind in OF_ANSWERS
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether probabilities of samples that a head was not trained on are needed."""
+        return self.tunes or (self.config.fusion.kind == "late" and self.config.fusion.weights == "learned")
+
 
 def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     """Open features, make the selection and the splits; fits nothing.
@@ -164,7 +192,8 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     check_parameters(head, set(config.fixed))
     opened = open_cache(cache)
     dataset = opened[config.dataset] if config.dataset else opened.only()
-    sets = _feature_sets(dataset, config)
+    sets = feature_sets(head, dataset, config)
+    sets = with_each_alone(dataset, sets, config.fusion, searched=config.searches_features)
     _check_transform(config, sets)
     base, left_out = _common(dataset, sets, config.select)
     target = target_name(dataset.table, config.select.target)
@@ -172,6 +201,8 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     kind = KINDS[targets.kind]
     for score in config.scores:
         kind.check_score(score)
+    if targets.kind == "single" and config.fusion.kind == "union":
+        raise UsageError(f"'fusion: union' is for several labels per sample; the target {target!r} has one.")
     splits = make_splits(
         base,
         targets.strata,
@@ -187,7 +218,7 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     return Task(
         config=config,
         dataset=dataset,
-        head=kind.head(head),
+        head=_for_kind(head, config, targets, splits),
         sets=sets,
         base=base,
         target=target,
@@ -199,6 +230,17 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
         unseen=unseen,
         vocabulary=vocabulary,
     )
+
+
+def _for_kind(head: Head, config: HeadConfig, targets: Targets, splits: Splits) -> Head:
+    """The head as the kind of task needs it; of a chain, in the order of the training rows' labels."""
+    if not config.chain:
+        return KINDS[targets.kind].head(head)
+    if targets.kind == "single" or not hasattr(head, "chained"):
+        raise UsageError("'chain' is for several labels per sample, and for the heads 'logistic' and 'tfidf'.")
+    from heads.chain import by_frequency
+
+    return SeveralLabels(head, by_frequency(targets.codes[splits.train]))
 
 
 def _most_frequent(targets: Targets, splits: Splits, most: int) -> tuple[Targets, tuple[Any, ...], Splits, Vocabulary]:
@@ -221,14 +263,18 @@ def _check_transform(config: HeadConfig, sets: Sequence[Features]) -> None:
     width = {name: dim for one in sets for name, dim in zip(one.names, one.dims, strict=True)}
     for transform in config.axis("transform") or [config.transform]:
         build(transform, list(width), list(width.values()), config.seed)
+        for one in sets:
+            _steps(config, one, for_sets(transform, one.names))
 
 
-def _feature_sets(dataset: CachedDataset, config: HeadConfig) -> tuple[Features, ...]:
-    if axis := config.axis("features"):
-        return tuple(dataset.features(*names, captions=config.select.captions) for names in axis)
-    if config.features is None:
-        return (dataset.features(captions=config.select.captions),)
-    return tuple(dataset.features(*names, captions=config.select.captions) for names in config.features)
+def _steps(config: HeadConfig, features: Features, transform: Any) -> list[tuple[str, Any]]:
+    """Unfitted scikit-learn steps before the head, for one choice of features and its own transform."""
+    names, dims = features.names, features.dims
+    if config.fusion.kind != "product" or len(names) < 2:
+        return build(transform, names, dims, config.seed)
+    from heads.product import product_steps
+
+    return product_steps(transform, names, dims, config.fusion, config.seed)
 
 
 def _common(dataset: CachedDataset, sets: Sequence[Features], selection: Selection) -> tuple[Features, dict[str, int]]:
@@ -276,13 +322,13 @@ def _codes(base: Features, target: str) -> tuple[tuple[Any, ...], Rows]:
 
 @dataclass(frozen=True)
 class _Ready:
-    """One choice of features with its matrix; unit rows by split. codes: as in ``Targets``, of the units.
+    """One choice of features with its matrix (or texts); unit rows by split. codes: as in ``Targets``, of the units.
 
     weights: of the units, None where the data set states none.
     """
 
     features: Features
-    x: npt.NDArray[np.float32]
+    x: npt.NDArray[Any]
     codes: Truth
     groups: Rows
     base_row: Rows
@@ -302,14 +348,19 @@ def _ready(task: Task, features: Features) -> _Ready:
     rows = {name: np.flatnonzero(of_split[base_row] == name) for name in ("train", "validation", "test")}
     stored = streams_on(task)
     _check_memory(task, features, stored)
-    x = features.matrix(None if stored else np.float32)
+    x = inputs_for(task.head, features, stored=stored)
     weights = weights_of(features)
     return _Ready(features, x, task.codes[base_row], shared_groups(features), base_row, rows, weights)
 
 
 def streams_on(task: Task) -> bool:
     """Whether the head reads the features as they are stored: it can, and no transform makes another matrix."""
-    return streams(task.head) and not any(task.config.axis("transform") or [task.config.transform])
+    return streams(task.head) and not _transforms(task)
+
+
+def _transforms(task: Task) -> bool:
+    """Whether some candidate is fitted on another matrix than that of the features; a product is one."""
+    return any(task.config.axis("transform") or [task.config.transform]) or task.config.fusion.kind == "product"
 
 
 def streams(head: Head) -> bool:
@@ -320,7 +371,7 @@ def streams(head: Head) -> bool:
 def _check_memory(task: Task, features: Features, stored: bool) -> None:
     """Refuse what would not fit, before anything is loaded."""
     half = all(one.single and one.file.layout.stored == "float16" for one in features.sets)
-    transforms = any(task.config.axis("transform") or [task.config.transform])
+    transforms = _transforms(task)
     found = memory.estimate(
         len(features),
         sum(features.dims),
@@ -330,7 +381,7 @@ def _check_memory(task: Task, features: Features, stored: bool) -> None:
         searches=task.config.searches,
     )
     streaming = [name for name, head in HEADS.items() if streams(head)]
-    memory.check(task.head.name, " + ".join(features.names), found, streaming)
+    memory.check(task.head.name, label_of(features), found, streaming)
 
 
 def preview(task: Task) -> list[Preview]:
@@ -344,40 +395,44 @@ def _runs(task: Task) -> list[tuple[Features, ...]]:
 
 
 def _preview(task: Task, sets: Sequence[Features]) -> Preview:
-    """Timed on the widest set where the search chooses."""
+    """Timed on the widest set where the search chooses; fusing the answers of heads takes no fit."""
     ready = _ready(task, max(sets, key=lambda one: sum(one.dims)))
-    rungs, folds = _rungs(task), _n_folds(task)
-    once = 1 + _out_of_fold_fits(task)
-    searched = task.config.searches
-    fits = (rungs.fits(folds) if searched else 0) + once
-    train = ready.rows["train"]
-    parameters = [{**task.config.fixed, **of_head(task.found.points[index])} for index in task.found.unique]
-    seconds = estimate_seconds(
-        task.head,
-        parameters,
-        ready.x[train],
-        ready.codes[train],
-        (rungs.work(folds) if searched else 0) + once,
-        len(train),
-        min(task.jobs, max(1, fits - 1)),
-        task.config.seed,
-    )
+    fits, work = (0, 0.0) if task.fuses_answers and len(ready.features.sets) > 1 else _n_fits(task)
     samples = {name: len(getattr(task.splits, name)) for name in ("train", "validation", "test")}
     return Preview(
-        " or ".join(" + ".join(one.names) for one in sets),
+        " or ".join(label_of(one) for one in sets),
         samples,
         ready.features.dims,
         len(task.found.points),
         fits,
-        seconds,
+        _seconds(task, ready, fits, work),
         task.left_out,
         task.splits.notes,
     )
 
 
+def _n_fits(task: Task) -> tuple[int, float]:
+    """Trainings, of the search, the final ones and for thresholds, and what they cost in fits on all training rows."""
+    once = (1 + _out_of_fold_fits(task)) * task.config.seeds
+    if not task.config.searches:
+        return once, once
+    rungs, folds = _rungs(task), _n_folds(task)
+    return rungs.fits(folds) + once, rungs.work(folds) + once
+
+
+def _seconds(task: Task, ready: _Ready, fits: int, work: float) -> float:
+    """About how long so many trainings take."""
+    if not fits:
+        return 0.0
+    train = ready.rows["train"]
+    parameters = [{**task.config.fixed, **of_head(task.found.points[index])} for index in task.found.unique]
+    x, codes, jobs = ready.x[train], ready.codes[train], min(task.jobs, max(1, fits - 1))
+    return estimate_seconds(task.head, parameters, x, codes, work, len(train), jobs, task.config.seed)
+
+
 def _out_of_fold_fits(task: Task) -> int:
-    """Trainings that thresholds are tuned by."""
-    return task.config.cv.folds if task.config.cv and task.tunes and not len(task.splits.validation) else 0
+    """Trainings for probabilities of samples that the head was not trained on."""
+    return task.config.cv.folds if task.config.cv and task.holds_out and not len(task.splits.validation) else 0
 
 
 def _n_folds(task: Task) -> int:
@@ -397,7 +452,17 @@ def fit(task: Task, *, progress: bool = False, searches: Path | None = None) -> 
 
     searches: folder where finished fits of a search are kept until the run is recorded, for one that is interrupted.
     """
-    return [_fit_one(task, sets, progress, searches) for sets in _runs(task)]
+    if not task.fuses_answers:
+        return [_fit_one(task, sets, progress, searches) for sets in _runs(task)]
+    runs: list[FittedRun] = []
+    alone: dict[str, FittedRun] = {}
+    for features in task.sets:  # each set alone comes first
+        if len(features.sets) == 1:
+            run = alone[features.sets[0].file.fingerprint] = _fit_one(task, (features,), progress, searches)
+        else:
+            run = _fuse(task, _ready(task, features), [alone[one.file.fingerprint] for one in features.sets])
+        runs.append(run)
+    return runs
 
 
 def _place(task: Task, point: Mapping[str, Any]) -> int:
@@ -426,13 +491,107 @@ def _fit_one(task: Task, sets: Sequence[Features], progress: bool, searches: Pat
     point = task.found.points[found.best] if found is not None else {}
     features, transform = _chosen(task, sets, point)
     ready = load(features)
-    names, dims = ready.features.names, ready.features.dims
-    steps = build(transform, names, dims, task.config.seed)
+    steps = _own_steps(task, ready.features, transform)
     parameters = {**task.config.fixed, **of_head(point)}
     estimator = _fitted(task, ready, steps, parameters, ready.rows["train"])
-    thresholds, said = _thresholds(task, ready, estimator, steps, parameters)
+    run = replace(_scored_run(task, ready, steps, parameters, estimator), transform=transform)
+    repeats = _repeats(task, ready, parameters, run)
+    notes = (*run.notes, *_convergence(found), *((repeats.said,) if repeats is not None else ()))
+    seconds = time.perf_counter() - began
+    return replace(run, search=found, splitter=splitter, repeats=repeats, notes=notes, seconds=seconds)
+
+
+def _own_steps(task: Task, features: Features, transform: Any) -> list[tuple[str, Any]]:
+    """Unfitted steps of a transform for these features, where the head reads vectors."""
+    return _steps(task.config, features, transform) if transforms_apply(task.head) else []
+
+
+def _repeats(task: Task, ready: _Ready, parameters: Mapping[str, Any], first: FittedRun) -> Repeats | None:
+    """The final fit with each further seed, scored as the first was; None where one seed is all that is asked for."""
+    seeds = seeds_of(task.config.seed, task.config.seeds)
+    if len(seeds) == 1:
+        return None
+    scores = [_values(first)]
+    for seed in seeds[1:]:
+        again = replace(task, config=task.config.model_copy(update={"seed": seed}))
+        steps = _own_steps(again, ready.features, first.transform)
+        estimator = _fitted(again, ready, steps, parameters, ready.rows["train"])
+        scores.append(_values(_scored_run(again, ready, steps, parameters, estimator)))
+    return gathered(seeds, scores)
+
+
+def _values(run: FittedRun) -> dict[str, dict[str, float]]:
+    """Scores by split and metric, without their intervals."""
+    return {
+        split: {name: score.value for name, score in one.scores.items()}
+        for split, one in run.scored.items()
+        if one.scores
+    }
+
+
+def continued(task: Task, head: FittedHead, epochs: int) -> FittedRun:
+    """``epochs`` epochs more of an iterative head on the training rows of ``task``, scored as ``fit`` scores.
+
+    Its transforms stay as they were fitted. Raises UsageError for features of other fingerprints, and for other
+    classes than it was fitted on.
+    """
+    began = time.perf_counter()
+    ready = _ready(task, task.sets[0])
+    head.check(ready.features)
+    if head.classes != task.classes:
+        raise UsageError(
+            f"The head knows {len(head.classes)} classes, and the data set has {len(task.classes)} now, or others: "
+            "its training cannot go on. Fit a head on these."
+        )
+    continue_pipeline(
+        head.estimator,
+        ready.x,
+        ready.codes,
+        _repeated(task, ready, ready.rows["train"]),
+        epochs,
+        weights=ready.weights,
+        held=ready.rows["validation"],
+    )
+    transform = for_sets(task.config.transform, ready.features.names)
+    steps = _own_steps(task, ready.features, transform)
+    run = _scored_run(task, ready, steps, task.config.fixed, head.estimator)
+    return replace(run, transform=transform, seconds=time.perf_counter() - began)
+
+
+def _scored_run(
+    task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], estimator: Any
+) -> FittedRun:
+    """A fitted pipeline with its thresholds, as a head with its scores."""
+    began = time.perf_counter()
+    held = _held_out(task, ready, estimator, steps, parameters) if task.holds_out else None
+    thresholds, said = _thresholds(task, held)
+    said = [*said, *_of_weights(ready, estimator), *_of_oversampling(task, ready)]
+    fusion = task.config.fusion.kind if len(ready.features.sets) > 1 else "concat"
+    run = _run(task, ready, _head(task, ready, estimator, thresholds), said, began)
+    return replace(run, parameters=parameters, held=held, fusion=fusion)
+
+
+def _fuse(task: Task, ready: _Ready, members: Sequence[FittedRun]) -> FittedRun:
+    """The members' answers made one. members: a run for each of the feature sets, in their order."""
+    began = time.perf_counter()
+    estimators = tuple(one.head.estimator for one in members)
+    if task.config.fusion.kind == "late":
+        weights, said = _late_weights(task, members)
+        estimator: Any = Late(estimators, ready.features.dims, weights, task.targets.kind == "multi")
+        thresholds, more = _thresholds(task, _held_together(members, lambda found: weighted(weights, found)))
+        parameters = {"weights": dict(zip(ready.features.names, weights, strict=True))}
+    else:
+        table, said = _of_union(task, members)
+        estimator, more = Union(estimators, ready.features.dims, table), []
+        thresholds, parameters = (DEFAULT,) * len(task.classes), {}
+    run = _run(task, ready, _head(task, ready, estimator, thresholds), [*said, *more], began)
+    return replace(run, parameters=parameters, fusion=task.config.fusion.kind)
+
+
+def _head(task: Task, ready: _Ready, estimator: Any, thresholds: tuple[float, ...]) -> FittedHead:
     prior = task.kind.prior(task.codes[task.splits.train], len(task.classes))
-    head = FittedHead(
+    vectors = bool(ready.features.sets)
+    return FittedHead(
         task.head.name,
         task.dataset.name,
         task.target,
@@ -442,17 +601,63 @@ def _fit_one(task: Task, sets: Sequence[Features], progress: bool, searches: Pat
         estimator,
         task.targets.kind,
         thresholds,
-        tuple(_mean(ready.x, ready.rows["train"]).tolist()),
+        tuple(_mean(ready.x, ready.rows["train"]).tolist()) if vectors else (),
         tuple(prior.tolist()),
     )
+
+
+def _run(task: Task, ready: _Ready, head: FittedHead, said: Sequence[str], began: float) -> FittedRun:
+    """The head scored on its splits; what else there is to say of it is for the caller."""
     scored = {name: _scored(task, ready, head, name) for name in SCORED_SPLITS if len(ready.rows[name])}
     unlabelled = _unlabelled(task, ready)
     if len(unlabelled):
         scored["unlabelled"] = _averaged(task, ready, unlabelled, head.predict_proba(ready.x[unlabelled]))
     counts = {name: len(getattr(task.splits, name)) for name in ("train", *SCORED_SPLITS)}
-    notes = (*task.splits.notes, *_convergence(found), *said, *_of_weights(ready, estimator))
-    seconds = time.perf_counter() - began
-    return FittedRun(ready.features, head, parameters, scored, counts, found, splitter, notes, seconds, transform)
+    notes = (*task.splits.notes, *said)
+    return FittedRun(ready.features, head, {}, scored, counts, None, None, notes, time.perf_counter() - began)
+
+
+def _held_together(members: Sequence[FittedRun], fused: Callable[[Any], Any]) -> Held | None:
+    """What the members hold out, fused: all of them hold out the same samples."""
+    held = [one.held for one in members if one.held is not None]
+    if len(held) < len(members):
+        return None
+    first = held[0]
+    found = np.stack([one.scored.probabilities for one in held])
+    return Held(replace(first.scored, probabilities=fused(found)), first.where)
+
+
+def _late_weights(task: Task, members: Sequence[FittedRun]) -> tuple[tuple[float, ...], list[str]]:
+    """The members' weights in the mean of probabilities, and what is to be said of them."""
+    held = [one.held for one in members if one.held is not None]
+    equal = (1 / len(members),) * len(members)
+    if task.config.fusion.weights == "equal":
+        return equal, ["late fusion: equal weights, as stated"]
+    if not held:
+        return equal, ["late fusion: equal weights, as there are no validation rows to learn them on"]
+    weights = stacked_weights(held[0].scored.truth, np.stack([one.scored.probabilities for one in held]))
+    shown = ", ".join(f"{one.label} {weight:.3f}" for one, weight in zip(members, weights, strict=True))
+    return tuple(weights.tolist()), [f"late fusion: weights of least squared error on {held[0].where}: {shown}"]
+
+
+def _of_union(task: Task, members: Sequence[FittedRun]) -> tuple[tuple[tuple[float, ...], ...], list[str]]:
+    """Thresholds of each member by label, (members, labels), and what is to be said of them."""
+    learned, notes = _learned(task)
+    rule = task.threshold
+    held = [one.held for one in members if one.held is not None]
+    if rule.fixed is not None or not held:
+        one = DEFAULT if rule.fixed is None else rule.fixed
+        why = "not tuned" if rule.fixed is not None else "as there are no validation rows to tune on"
+        return ((one,) * len(task.classes),) * len(members), [*notes, f"union: threshold {one:g} everywhere, {why}"]
+    found = np.stack([one.scored.probabilities for one in held])
+    table = union_thresholds(held[0].scored.truth > 0, found, rule.tune, rule.per, learned)
+    many = {"label": "one per label and feature set", "modality": "one per feature set", "all": "one for all"}
+    notes.append(f"union: thresholds tuned together, {many[rule.per]}, on {held[0].where}: their own scores flatter")
+    if rule.per == "modality" and learned.any():
+        first = int(np.flatnonzero(learned)[0])
+        shown = (f"{one.label} {own[first]:.3f}" for one, own in zip(members, table, strict=True))
+        notes.append(f"union: a label is predicted from {', '.join(shown)} on")
+    return tuple(tuple(own) for own in table.tolist()), notes
 
 
 def _convergence(found: SearchResult | None) -> list[str]:
@@ -464,14 +669,24 @@ def _convergence(found: SearchResult | None) -> list[str]:
 
 
 def _of_weights(ready: _Ready, estimator: Any) -> list[str]:
-    from sklearn.utils.validation import has_fit_parameter
-
     if ready.weights is None:
         return []
-    used = has_fit_parameter(estimator[-1], "sample_weight")
+    used = weight_parameter(estimator[-1]) is not None
     return [
         "training samples are weighted" if used else "the data set's sample weights are not used: the head has none"
     ]
+
+
+def _of_oversampling(task: Task, ready: _Ready) -> list[str]:
+    most, train = task.config.oversample, ready.rows["train"]
+    if most == 1:
+        return []
+    return [f"{len(train):,} training rows, {len(_repeated(task, ready, train)):,} with those of rare labels repeated"]
+
+
+def _repeated(task: Task, ready: _Ready, rows: Rows) -> Rows:
+    """Training rows, those with rare labels several times if the configuration says so."""
+    return oversampled(rows, ready.codes[rows], task.config.oversample)
 
 
 def _search(
@@ -493,7 +708,7 @@ def _search(
         features, transform = _chosen(task, sets, task.found.points[index])
         key = repr((_place(task, task.found.points[index]), transform))
         if key not in made:
-            steps = build(transform, features.names, features.dims, task.config.seed)
+            steps = _own_steps(task, features, transform)
             made[key] = len(made), Choice(steps, partial(data, features))
         choice_of.append(made[key][0])
     found = search_choices(
@@ -515,11 +730,14 @@ def _search(
 
 def _searched_rows(task: Task, ready: _Ready) -> tuple[Rows, list[tuple[Rows, Rows]], str]:
     """The units that a search uses, its folds among them, and what made the folds."""
-    train = ready.rows["train"]
+    used = train = ready.rows["train"]
     if task.config.cv is not None:
-        return train, *_folds(task, ready, task.config.cv)
-    used = np.concatenate([train, ready.rows["validation"]])
-    return used, [(np.arange(len(train)), np.arange(len(train), len(used)))], "the validation split"
+        parts, splitter = _folds(task, ready, task.config.cv)
+    else:
+        used = np.concatenate([train, ready.rows["validation"]])
+        parts, splitter = [(np.arange(len(train)), np.arange(len(train), len(used)))], "the validation split"
+    parts = [(oversampled(kept, ready.codes[used[kept]], task.config.oversample), held) for kept, held in parts]
+    return used, parts, splitter
 
 
 def _identity(task: Task, sets: Sequence[Features]) -> dict[str, Any]:
@@ -545,6 +763,7 @@ def _fitted(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters:
     """The chosen candidate, fitted on these rows and made fit to save."""
     estimator = task.head.build(parameters, task.config.seed)
     held = ready.rows["validation"]
+    rows = _repeated(task, ready, rows)
     pipeline = fit_pipeline(
         task.head.name, steps, estimator, ready.x, ready.codes, rows, weights=ready.weights, held=held
     )
@@ -560,40 +779,51 @@ def _mean(x: npt.NDArray[np.float32], rows: Rows) -> npt.NDArray[np.float64]:
     return total / len(rows)
 
 
-def _thresholds(
+def _held_out(
     task: Task, ready: _Ready, estimator: Any, steps: list[tuple[str, Any]], parameters: Mapping[str, Any]
-) -> tuple[tuple[float, ...], list[str]]:
+) -> Held | None:
+    """Samples that the head was not trained on: validation rows, or with ``cv`` and no such rows the training rows.
+
+    Of those the probabilities are out of fold, by the chosen candidate. Never test rows. None where there is neither.
+    """
+    rows, cv = ready.rows["validation"], task.config.cv
+    if len(rows):
+        found = of_all(estimator, ready.x[rows], len(task.classes), several=task.targets.kind == "multi")
+        held = _averaged(task, ready, rows, found)
+        return Held(held, f"{len(held.ids):,} validation samples")
+    if cv is None:
+        return None
+    held = _averaged(task, ready, ready.rows["train"], _out_of_fold(task, ready, steps, parameters, cv))
+    return Held(held, f"out-of-fold probabilities of {len(held.ids):,} training samples")
+
+
+def _thresholds(task: Task, held: Held | None) -> tuple[tuple[float, ...], list[str]]:
     """A threshold for each label, and what is to be said of them; none where samples have one label.
 
-    Tuned on the validation rows; with ``cv`` and no such rows, on out-of-fold probabilities of the training rows by
-    the chosen candidate. Never on test rows. Where there is neither, they are 0.5.
+    Tuned on samples that were held out; where there are none, they are 0.5.
     """
     if task.targets.kind == "single":
         return (), []
     learned, notes = _learned(task)
-    rule, cv = task.threshold, task.config.cv
+    rule = task.threshold
     if rule.fixed is not None:
         return (rule.fixed,) * len(task.classes), [*notes, f"threshold {rule.fixed:g} for every label, not tuned"]
-    rows = ready.rows["validation"]
-    if not len(rows) and cv is None:
+    if held is None:
         return (DEFAULT,) * len(task.classes), [
             *notes,
             f"no validation rows to tune on: threshold {DEFAULT} for every label",
         ]
-    if cv is None or len(rows):
-        held = _averaged(task, ready, rows, estimator.predict_proba(ready.x[rows]))
-        where = f"{len(held.ids):,} validation samples: their own scores flatter"
-    else:
-        held = _averaged(task, ready, ready.rows["train"], _out_of_fold(task, ready, steps, parameters, cv))
-        where = f"out-of-fold probabilities of {len(held.ids):,} training samples"
-    tuned = tune(held.truth > 0, held.probabilities, rule.tune, rule.per, learned)
+    truth = held.scored.truth > 0
+    per: Per = "label" if rule.per == "label" else "all"  # of one modality, one per modality is one for all
+    tuned = tune(truth, held.scored.probabilities, rule.tune, per, learned)
     aim = {"f1": "F1", "balance": "as many false positives as false negatives"}[rule.tune]
-    many = {"label": "one per label", "all": "one for all"}[rule.per]
-    notes.append(f"thresholds tuned for {aim}, {many}, on {where}")
+    many = {"label": "one per label", "all": "one for all"}[per]
+    flatter = ": their own scores flatter" if "validation" in held.where else ""
+    notes.append(f"thresholds tuned for {aim}, {many}, on {held.where}{flatter}")
     if unknown := [str(task.classes[code]) for code in np.flatnonzero(tuned.defaulted & learned)]:
         notes.append(f"threshold {DEFAULT} for labels without a positive there: {_first(unknown)}")
-    few = ~tuned.defaulted & ((held.truth > 0).sum(0) < FEW)
-    if rule.per == "label" and few.any():
+    few = ~tuned.defaulted & (truth.sum(0) < FEW)
+    if per == "label" and few.any():
         notes.append(f"{few.sum()} thresholds rest on fewer than {FEW} positives each: one for all is steadier")
     return tuple(tuned.thresholds.tolist()), notes
 
@@ -623,7 +853,9 @@ def _out_of_fold(
     parts, _ = _folds(task, ready, cv)
     found = np.zeros((len(train), len(task.classes)))
     for kept, held in parts:
-        found[held] = _fitted(task, ready, steps, parameters, train[kept]).predict_proba(ready.x[train[held]])
+        estimator = _fitted(task, ready, steps, parameters, train[kept])
+        several = task.targets.kind == "multi"
+        found[held] = of_all(estimator, ready.x[train[held]], len(task.classes), several=several)
     return found
 
 

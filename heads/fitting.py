@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from embedcache.errors import UsageError
 from embedcache.view import Features
+from heads.base import weight_parameter
 from heads.grid import UNFIT
 
 Rows = npt.NDArray[np.int64]
@@ -46,8 +47,8 @@ def fit_pipeline(
         try:
             own = taken(x, rows) if transforms is None else transforms.fit_transform(taken(x, rows), codes[rows])
             options: dict[str, Any] = {}
-            if weights is not None and has_fit_parameter(estimator, "sample_weight"):
-                options["sample_weight"] = weights[rows]
+            if weights is not None and (weight := weight_parameter(estimator)) is not None:
+                options[weight] = weights[rows]
             if held is not None and len(held) and has_fit_parameter(estimator, "validation"):
                 options["validation"] = x[held] if transforms is None else transforms.transform(x[held]), codes[held]
             estimator.fit(own, codes[rows], **options)
@@ -62,6 +63,34 @@ def taken(x: Any, rows: Rows) -> Any:
     return x[rows[0] : rows[-1] + 1] if together else x[rows]
 
 
+def continue_pipeline(
+    pipeline: Any,
+    x: Any,
+    codes: npt.NDArray[Any],
+    rows: Rows,
+    epochs: int,
+    *,
+    weights: Weights | None = None,
+    held: Rows | None = None,
+) -> None:
+    """Train the head of a fitted pipeline ``epochs`` epochs more, behind its transforms as they are.
+
+    rows, weights, held: as in ``fit_pipeline``. Raises UsageError for a head that is not trained by epochs.
+    """
+    estimator = pipeline[-1]
+    if not hasattr(estimator, "continue_fit"):
+        kind = type(estimator).__name__
+        raise UsageError(f"A {kind} is not trained by epochs: there is nothing to go on with. Fit it again instead.")
+    transforms = pipeline[:-1] if len(pipeline) > 1 else None
+    options: dict[str, Any] = {}
+    if weights is not None and (weight := weight_parameter(estimator)) is not None:
+        options[weight] = weights[rows]
+    if held is not None and len(held):
+        options["validation"] = x[held] if transforms is None else transforms.transform(x[held]), codes[held]
+    own = taken(x, rows) if transforms is None else transforms.transform(taken(x, rows))
+    estimator.continue_fit(own, codes[rows], epochs, **options)
+
+
 def weights_of(features: Features) -> Weights | None:
     """The units' sample weights, float32 (units,), 1 where there is none; None where the data set states none."""
     if WEIGHT not in features.table.samples.column_names:
@@ -70,6 +99,18 @@ def weights_of(features: Features) -> Weights | None:
     if not (np.isfinite(found).all() and (found >= 0).all()):
         raise UsageError("Sample weights must be finite and not negative.")
     return None if (found == 1).all() else found
+
+
+def history_of(estimator: Any) -> list[dict[str, float]]:
+    """What the head of a fitted pipeline says of its epochs; empty for a fusion, whose members say it."""
+    return history(last_step(estimator))
+
+
+def last_step(estimator: Any) -> Any:
+    """The head of a fitted pipeline; a fusion of pipelines as it is."""
+    from sklearn.pipeline import Pipeline
+
+    return estimator[-1] if isinstance(estimator, Pipeline) else estimator
 
 
 def history(estimator: Any) -> list[dict[str, float]]:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from embedcache.errors import UsageError
 from embedcache.provenance import canonical_json, digest_json
-from heads.base import Head, check_parameters
+from heads.base import Head, check_parameters, weight_parameter
 from heads.multilabel import strata
 from heads.searching import Journal, Outcome, Rungs, data_digest, of_head, part_of, plain_keys, points_of
 
@@ -334,9 +334,8 @@ def _transformed(transform: Sequence[tuple[str, Any]], data: Data, fold: tuple[R
 
 def _weighted(estimator: Any, weights: Weights | None) -> dict[str, Weights]:
     """The sample weights as an argument, for an estimator that takes them."""
-    from sklearn.utils.validation import has_fit_parameter
-
-    return {} if weights is None or not has_fit_parameter(estimator, "sample_weight") else {"sample_weight": weights}
+    name = None if weights is None else weight_parameter(estimator)
+    return {} if name is None or weights is None else {name: weights}
 
 
 def _fit(estimator: Any, x: Matrix, codes: Codes, weights: Weights | None = None) -> bool:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from embedcache.errors import UsageError, unknown_name
 from heads import metrics, multilabel
-from heads.base import Head
+from heads.base import Head, reads
 from heads.metrics import Interval, RowScores
 
 KindName = Literal["single", "multi"]
@@ -161,10 +161,14 @@ def _known_score(name: str) -> None:
 
 
 class SeveralLabels:
-    """A kind of head that is fitted on indicators, int8 (n, labels), instead of codes."""
+    """A kind of head that is fitted on indicators, int8 (n, labels), instead of codes.
 
-    def __init__(self, inner: Head) -> None:
-        self.inner, self.name = inner, inner.name
+    order: labels, the first one first, of a chain in which each label's classifier sees those before it; None without.
+    """
+
+    def __init__(self, inner: Head, order: npt.NDArray[np.int64] | None = None) -> None:
+        self.order = order
+        self.inner, self.name, self.reads = inner, inner.name, reads(inner)
 
     def parameters(self) -> set[str]:
         """Those of the head."""
@@ -172,7 +176,7 @@ class SeveralLabels:
 
     def build(self, parameters: Mapping[str, Any], seed: int) -> Any:
         """An unfitted estimator for several labels."""
-        return self.inner.several_labels(self.inner.build(parameters, seed))
+        return self._several(self.inner.build(parameters, seed), seed)
 
     def several_labels(self, estimator: Any) -> Any:
         """What ``build`` has done already."""
@@ -188,7 +192,12 @@ class SeveralLabels:
 
     def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
         """The head's, for several labels."""
-        return self.inner.several_labels(self.inner.brief(parameters, seed))
+        return self._several(self.inner.brief(parameters, seed), seed)
+
+    def _several(self, estimator: Any, seed: int) -> Any:
+        if self.order is None:
+            return self.inner.several_labels(estimator)
+        return self.inner.chained(estimator, self.order, seed)  # type: ignore[attr-defined]
 
     def slim(self, estimator: Any) -> Any:
         """As the head has it."""

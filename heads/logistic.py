@@ -35,6 +35,12 @@ class Logistic:
 
         return OneVsRestClassifier(estimator)
 
+    def chained(self, estimator: Any, order: Any, seed: int) -> Any:
+        """For several labels, each of which also sees those before it. order: labels, the first one first."""
+        from heads.chain import chained
+
+        return chained(estimator, order, seed)
+
     def canonical(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Every parameter has an effect."""
         return {**_defaults(), **DEFAULTS, **parameters}
@@ -50,7 +56,12 @@ class Logistic:
     def slim(self, estimator: Any) -> Any:
         """One regression: nothing to drop. One per label: constants in a type that is safe to load."""
         from sklearn.linear_model import LogisticRegression
+        from sklearn.multioutput import ClassifierChain
 
+        if isinstance(estimator, ClassifierChain):
+            from heads.chain import plain
+
+            return plain(estimator)
         fitted: list[Any] = getattr(estimator, "estimators_", [])
         for label, one in enumerate(fitted):
             if not isinstance(one, LogisticRegression):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +13,20 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embedcache.cache import CachedDataset
-from embedcache.encoding import EncoderReference, Encodings, encode
+from embedcache.encoding import EncoderReference, Encodings, OpenedEncoder
 from embedcache.errors import AllItemsFailedError, UsageError
 from embedcache.options import Options
 from embedcache.provenance import Modality
-from embedcache.view import CAPTIONS, Features, content_digests
+from embedcache.view import CAPTIONS, Features
+from heads.inputs import TEXTS, text_units, texts_of
+from heads.inputs import seen as seen_now
 from heads.kinds import KindName
 from heads.saved import FeatureBinding, FittedHead, label_sets
 from heads.thresholds import Flags, decide
 
 TOP = 5
+AT_ONCE = 8192
+"""Rows of a data set that are predicted at once: no more of their vectors are in memory."""
 Empty = Literal["top", "keep"]
 
 
@@ -105,6 +109,67 @@ class Predictions:
         })  # fmt: skip
 
 
+class ItemPredictor:
+    """A head with its encoders loaded: photos and texts to labels, batch after batch.
+
+    checkpoints: by feature set, the folder or weight file of an encoder that came from one. Raises UsageError where
+    an encoder on this machine is another one than the head was fitted on, naming both fingerprints.
+    """
+
+    def __init__(
+        self, head: FittedHead, *, checkpoints: Mapping[str, str] | None = None, options: Options | None = None
+    ) -> None:
+        self.head = head
+        self._encoders = [_opened(one, checkpoints or {}, options) for one in head.features]
+
+    def predict(
+        self,
+        images: Sequence[Path | None] = (),
+        texts: Sequence[str | None] = (),
+        ids: Sequence[str] | None = None,
+    ) -> Predictions:
+        """Labels of one batch. The i-th image belongs to the i-th text; each is encoded once, however often it occurs.
+
+        None is an image or a text that is missing: its row is named among the failures. ids: names of the rows; by
+        default the images, or the texts where the head takes no images.
+        """
+        given: dict[str, Sequence[Any]] = {"image": images, "text": texts}
+        needed = _needed(self.head)
+        _refuse_mismatch(self.head, given, needed)
+        n = len(given[next(iter(needed))])
+        names = list(ids) if ids is not None else [_name(given, needed, row) for row in range(n)]
+        if self.head.reads == TEXTS:
+            return self._of_texts(texts, names)
+        found = [
+            _encoded(encoder, one, given[one.modality])
+            for encoder, one in zip(self._encoders, self.head.features, strict=True)
+        ]
+        failures = {names[row]: reason for one in found for row, reason in one.failures.items()}
+        kept = [row for row in range(n) if not any(row in one.failures for one in found)]
+        probabilities = np.zeros((0, len(self.head.classes)))
+        if kept:
+            probabilities = self.head.predict_proba(np.hstack([one.vectors[kept].astype(np.float32) for one in found]))
+        own = tuple(names[row] for row in kept)
+        return Predictions(own, self.head.classes, probabilities, failures, self.head.kind, self.head.thresholds)
+
+    def _of_texts(self, texts: Sequence[str | None], names: Sequence[str]) -> Predictions:
+        """A head that reads the texts themselves."""
+        failures = {
+            name: "the text is empty" for name, text in zip(names, texts, strict=True) if not (text or "").strip()
+        }
+        kept = [row for row, name in enumerate(names) if name not in failures]
+        probabilities = np.zeros((0, len(self.head.classes)))
+        if kept:
+            probabilities = self.head.predict_proba(np.array([texts[row] for row in kept], object))
+        own = tuple(names[row] for row in kept)
+        return Predictions(own, self.head.classes, probabilities, failures, self.head.kind, self.head.thresholds)
+
+
+def _needed(head: FittedHead) -> set[str]:
+    """The modalities that a head needs of each item."""
+    return {one.modality for one in head.features} if head.reads != TEXTS else {"text"}
+
+
 def predict_items(
     head: FittedHead,
     images: Sequence[Path] = (),
@@ -119,23 +184,24 @@ def predict_items(
     modality that the head needs is missing, or where an encoder on this machine is another one; AllItemsFailedError
     where nothing could be encoded.
     """
-    given: dict[str, Sequence[Any]] = {"image": images, "text": texts}
-    needed = {one.modality for one in head.features}
-    _refuse_mismatch(head, given, needed)
-    n = len(given[next(iter(needed))])
-    ids = [_name(given, needed, row) for row in range(n)]
-    found = [_encoded(one, given[one.modality], checkpoints or {}, options) for one in head.features]
-    failures = {ids[row]: reason for one in found for row, reason in one.failures.items()}
-    kept = [row for row in range(n) if not any(row in one.failures for one in found)]
-    if not kept:
-        raise AllItemsFailedError("Nothing could be encoded: " + "; ".join(f"{k}: {v}" for k, v in failures.items()))
-    matrix = np.hstack([one.vectors[kept].astype(np.float32) for one in found])
-    names = tuple(ids[row] for row in kept)
-    return Predictions(names, head.classes, head.predict_proba(matrix), failures, head.kind, head.thresholds)
+    _refuse_mismatch(head, {"image": images, "text": texts}, _needed(head))
+    found = ItemPredictor(head, checkpoints=checkpoints, options=options).predict(images, texts)
+    if not found.ids:
+        raise AllItemsFailedError(
+            "Nothing could be encoded: " + "; ".join(f"{name}: {reason}" for name, reason in found.failures.items())
+        )
+    return found
+
+
+def merged(parts: Sequence[Predictions]) -> Predictions:
+    """Batches of one head as one, in their order; at least one."""
+    failures = {name: reason for one in parts for name, reason in one.failures.items()}
+    ids = tuple(name for one in parts for name in one.ids)
+    return replace(parts[0], ids=ids, probabilities=np.vstack([one.probabilities for one in parts]), failures=failures)
 
 
 def _refuse_mismatch(head: FittedHead, given: Mapping[str, Sequence[Any]], needed: set[str]) -> None:
-    features = " + ".join(f"{one.name} ({one.modality})" for one in head.features)
+    features = " + ".join(f"{one.name} ({one.modality})" for one in head.features) or TEXTS
     for modality, items in given.items():
         if modality in needed and not len(items):
             raise UsageError(f"The head was fitted on {features}: it needs {modality}s, and none is given.")
@@ -150,14 +216,26 @@ def _name(given: Mapping[str, Sequence[Any]], needed: set[str], row: int) -> str
     return str(given["image" if "image" in needed else "text"][row])
 
 
-def _encoded(
-    binding: FeatureBinding, items: Sequence[Any], checkpoints: Mapping[str, str], options: Options | None
-) -> Encodings:
+def _opened(binding: FeatureBinding, checkpoints: Mapping[str, str], options: Options | None) -> OpenedEncoder:
     reference = EncoderReference(
         binding.backbone, binding.settings, binding.compute, binding.stored, binding.fingerprint
     )
     modality: Modality = "image" if binding.modality == "image" else "text"
-    return encode(reference, items, modality, checkpoint=checkpoints.get(binding.name), options=options)
+    return OpenedEncoder(reference, modality, checkpoint=checkpoints.get(binding.name), options=options)
+
+
+def _encoded(encoder: OpenedEncoder, binding: FeatureBinding, items: Sequence[Any]) -> Encodings:
+    """Vectors (n, dim) of items, each different one encoded once; missing ones are failures."""
+    place = {item: row for row, item in enumerate(dict.fromkeys(item for item in items if item is not None))}
+    failures = {row: f"it has no {binding.modality}" for row, item in enumerate(items) if item is None}
+    vectors = np.zeros((len(items), binding.dim), binding.stored)
+    if place:
+        found = encoder.encode(list(place))
+        rows = {row: place[item] for row, item in enumerate(items) if item is not None}
+        failures |= {row: found.failures[own] for row, own in rows.items() if own in found.failures}
+        if good := [row for row in rows if row not in failures]:
+            vectors[good] = found.vectors[[rows[row] for row in good]]
+    return Encodings(vectors, failures)
 
 
 def predict_dataset(
@@ -167,6 +245,7 @@ def predict_dataset(
     seen: pa.Table | None = None,
     *,
     fill: bool = False,
+    progress: bool = False,
 ) -> Predictions:
     """Labels of a cached data set's samples, or of one split, in the data set's order.
 
@@ -179,14 +258,17 @@ def predict_dataset(
     """
     captions = next(policy for policy in CAPTIONS if policy == head.captions)
     queries = [f"{one.name.partition('@')[0]}@{one.fingerprint}" for one in head.features]
-    features = dataset.features(*queries, captions=captions)
+    if head.reads == TEXTS:
+        features = text_units(dataset.table, captions)
+    else:
+        features = dataset.features(*queries, captions=captions)
     head.check(features)
     whole = Features(dataset.table, (), np.arange(dataset.table.samples.num_rows), "mean", {})
     wanted = _of_split(whole, split)
     chosen = features if split is None else features.take(features.splits == split)
     if seen is not None:
         chosen, wanted = _news(chosen, wanted, seen)
-    probabilities, samples = _mean_per_sample(head, chosen)
+    probabilities, samples = _mean_per_sample(head, chosen, progress)
     lacking = np.setdiff1d(wanted.sample_rows, samples)
     failures, filled = dict.fromkeys(map(str, whole.ids[lacking]), "it lacks features"), {}
     if fill and len(lacking):
@@ -206,6 +288,8 @@ def _filled(
 
     Several captions are averaged here under every policy but ``first``: what is missing is coarser than that.
     """
+    if head.reads == TEXTS:
+        return np.tile(np.array(head.prior), (len(samples), 1)), ["the training labels' shares"] * len(samples)
     if not head.mean or not head.prior:
         raise UsageError(
             f"{len(samples)} samples lack features, and the head, saved by an earlier release, does not know what to "
@@ -235,7 +319,7 @@ def _stand_in(names: Sequence[str], lacks: Flags) -> str:
 def _news(features: Features, wanted: Features, seen: pa.Table) -> tuple[Features, Features]:
     """The units, and the samples, that are new since or have changed since."""
     before = dict(zip(seen["id"].to_pylist(), seen["content"].to_pylist(), strict=True))
-    now = content_digests(features)
+    now = seen_now(features)
     same = {
         name for name, digest in zip(now["id"].to_pylist(), now["content"].to_pylist(), strict=True)
         if before.get(name) == digest
@@ -257,12 +341,26 @@ def _of_split(features: Features, split: str | None) -> Features:
     return chosen
 
 
-def _mean_per_sample(head: FittedHead, features: Features) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Probabilities averaged over a sample's units (captions), and the samples they are of."""
+def _mean_per_sample(
+    head: FittedHead, features: Features, progress: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Probabilities averaged over a sample's units (captions), and the samples they are of.
+
+    progress: show a bar on stderr where there is more than one batch of units.
+    """
+    from tqdm import tqdm
+
     if not len(features):
         return np.zeros((0, len(head.classes))), np.zeros(0, np.int64)
-    found = head.predict_proba(features.matrix())
     samples, inverse = np.unique(features.sample_rows, return_inverse=True)
-    mean = np.zeros((len(samples), found.shape[1]))
-    np.add.at(mean, inverse, found)
+    mean = np.zeros((len(samples), len(head.classes)))
+    silent = not progress or len(features) <= AT_ONCE
+    with tqdm(total=len(features), unit=" rows", desc="predict", disable=silent, dynamic_ncols=True) as bar:
+        for start in range(0, len(features), AT_ONCE):
+            units = np.arange(start, min(start + AT_ONCE, len(features)))
+            part = features.take(units)
+            np.add.at(
+                mean, inverse[units], head.predict_proba(texts_of(part) if head.reads == TEXTS else part.matrix())
+            )
+            bar.update(len(units))
     return mean / np.bincount(inverse)[:, None], samples

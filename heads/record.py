@@ -15,14 +15,15 @@ import numpy as np
 import pyarrow as pa
 
 from embedcache.cache import file_name
-from embedcache.errors import DataNotFoundError
+from embedcache.errors import DataNotFoundError, UsageError
 from embedcache.files import replacing, write_json
 from embedcache.samples import read_parquet, write_parquet
-from embedcache.view import Features, content_digests
-from heads import curves
-from heads.config import AXES, HeadConfig, plain, to_yaml
+from embedcache.view import Features
+from heads import curves, training_state
+from heads.config import AXES, Fusion, HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
-from heads.fitting import history
+from heads.fitting import history_of, last_step
+from heads.inputs import TEXTS, seen
 from heads.kinds import KINDS, KindName
 from heads.metrics import NOWHERE, Interval, interval, rank_of_truth, worst_pairs
 from heads.multilabel import LabelRow, label_table
@@ -124,7 +125,7 @@ def _with_fingerprints(task: Task) -> tuple[HeadConfig, list[list[str]] | None]:
     """The configuration and its features by fingerprint; where the search chooses among them, in the grid."""
     names = [_names(one) for one in task.sets]
     if not task.config.searches_features:
-        return task.config, names
+        return task.config, [one for one in names if one] or None
     axis = task.config.axis("features")
     grids = task.config.grid if isinstance(task.config.grid, list) else [task.config.grid]
     named = [
@@ -137,8 +138,12 @@ def _with_fingerprints(task: Task) -> tuple[HeadConfig, list[list[str]] | None]:
 
 def _of_one(config: HeadConfig, features: Features) -> HeadConfig:
     """The configuration of one choice of features out of a comparison."""
-    transform = for_sets(config.transform, features.names)
-    return config.model_copy(update={"features": [_names(features)], "transform": transform})
+    found: dict[str, Any] = {"features": [_names(features)], "transform": for_sets(config.transform, features.names)}
+    if len(features.sets) == 1 and config.fusion.kind != "concat":
+        found["fusion"] = Fusion()
+        if config.threshold is not None and config.threshold.per == "modality":
+            found["threshold"] = config.threshold.model_copy(update={"per": "all"})
+    return config.model_copy(update=found)
 
 
 def _names(features: Features) -> list[str]:
@@ -173,7 +178,7 @@ def write_run(folder: Path, task: Task, run: FittedRun) -> None:
     write_json(folder / METRICS_FILE, metrics_document(task, run))
     if run.search is not None:
         _write_rows(folder / CV_RESULTS, run.search.rows)
-    if epochs := history(run.head.estimator[-1]):
+    if epochs := history_of(run.head.estimator):
         _write_rows(folder / HISTORY, epochs)
     if run.curve:
         _write_rows(folder / CURVE, curves.rows_of(run.curve))
@@ -181,8 +186,9 @@ def write_run(folder: Path, task: Task, run: FittedRun) -> None:
             curves.plot(run.curve).savefig(beside, format="png", dpi=110)
     write_parquet(folder / PREDICTIONS, predictions(run, task.unseen))
     whole = next(one for one in task.sets if one.names == run.features.names)
-    write_parquet(folder / SEEN, content_digests(whole))
+    write_parquet(folder / SEEN, seen(whole))
     run.head.save(folder / HEAD)
+    training_state.keep(last_step(run.head.estimator), folder)
 
 
 def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
@@ -192,9 +198,11 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
         "target": task.target,
         "kind": run.head.kind,
         "features": [asdict(one) for one in run.head.features],
+        "fusion": run.fusion,
         "captions": run.head.captions,
         "head": run.head.head,
         "parameters": plain(run.parameters),
+        "transform": plain(run.transform),
         "classes": len(run.head.classes),
         **({"vocabulary": asdict(task.vocabulary)} if task.vocabulary is not None else {}),
         "samples": dict(run.counts),
@@ -204,6 +212,7 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
             for split, scored in run.scored.items()
             if scored.scores
         },
+        **({"repeats": run.repeats.document()} if run.repeats is not None else {}),
         **_multilabel_document(run, task),
         **(
             {"by_type": parts}
@@ -367,6 +376,16 @@ def resolve_run(run: str | Path, out: Path = Path("runs")) -> Path:
     raise DataNotFoundError(f"There is no run {run}: expected a folder with {CONFIG}.")
 
 
+def head_folder(run: str | Path, out: Path = Path("runs")) -> Path:
+    """The fitted head of a run. Raises UsageError for a comparison of several, with their names."""
+    folder = resolve_run(run, out)
+    several = sorted(path.parent.name for path in folder.glob(f"*/{HEAD}"))
+    if several and not (folder / HEAD).is_dir():
+        names = ", ".join(f"{run}/{one}" for one in several)
+        raise UsageError(f"{run} compares several heads: name one of them with --run: {names}.")
+    return folder / HEAD
+
+
 def listed(out: Path) -> list[dict[str, Any]]:
     """Recorded runs below ``out``, newest first: name, features and headline score on test of each."""
     rows = []
@@ -378,7 +397,9 @@ def listed(out: Path) -> list[dict[str, Any]]:
             metric = KINDS[_kind_of(found)].headline
             score = found["scores"].get("test", {}).get(metric)
             shown = f"{100 * score['value']:.1f} %" if score else "-"
-            names = " + ".join(one["name"] for one in found["features"])
+            names = " + ".join(one["name"] for one in found["features"]) or TEXTS
+            if found.get("fusion", "concat") != "concat":
+                names += f" ({found['fusion']})"
             name = file.parent.relative_to(out).as_posix()
             rows.append({"run": name, "features": names, "metric": metric, "score": shown})
     return rows

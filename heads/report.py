@@ -18,6 +18,7 @@ from heads.fit import FittedRun, Scored, Task
 from heads.metrics import ClassCounts, Codes, Interval, class_counts, confusion
 from heads.multilabel import LabelRow
 from heads.record import Comparison, confusions, label_tables
+from heads.repeats import Repeats
 
 PAGE: Final = "report.html"
 _SHOWN_CLASSES: Final = 30
@@ -128,6 +129,8 @@ def _run(run: FittedRun, shared: Sequence[str], unseen: Sequence[Any]) -> list[s
         ]
         head = ("score", *(f"{split} ({len(one.truth):,})" for split, one in scored.items()))
         parts.append(_table(head, rows))
+    if run.repeats is not None:
+        parts += _repeats(run.repeats)
     facts = [
         f"parameters: {_pairs(run.parameters) or 'defaults'}",
         *(f"{one.name}: {one.dim} numbers, fingerprint {one.fingerprint}" for one in run.head.features),
@@ -171,6 +174,14 @@ def _worst_pairs(pairs: Sequence[Mapping[str, Any]], split: str) -> list[str]:
     rows = [(one["truth"], one["predicted"], f"{one['count']:,}", f"{100 * one['share']:.1f} %") for one in pairs]
     head = ("truth", "predicted", "samples", "share of the class")
     return [f"<p class=sub>The most frequent confusions on {_text(split)}:</p>", _table(head, rows)]
+
+
+def _repeats(found: Repeats) -> list[str]:
+    """Mean and deviation over the seeds."""
+    metrics = list(next(iter(found.scores.values()), {}))
+    rows = [(name.replace("_", " "), *(own[name].shown(name) for own in found.scores.values())) for name in metrics]
+    head = ("mean ± deviation", *found.scores)
+    return [f"<h3>{len(found.seeds)} seeds</h3>", _table(head, rows), f"<p class=sub>{_text(found.said)}</p>"]
 
 
 LABEL_COLUMNS: Final = ("label", "threshold", "TP", "FP", "FN", "TN", "F1", "AP")

@@ -17,12 +17,16 @@ from embedcache.files import replacing, write_json
 from embedcache.provenance import FloatType, StoredType
 from embedcache.store import FeatureFile
 from embedcache.view import Features
-from heads import head_named
+from heads import HEADS, head_named
+from heads.base import VECTORS, reads
+from heads.fusion import Late, Union, from_document
 from heads.kinds import KindName
+from heads.probabilities import of_all
 from heads.thresholds import Flags, decide
 
 FORMAT: Final = 1
 _ESTIMATOR, _HEAD, _NETWORK, _WEIGHTS = "estimator.skops", "head.json", "network.json", "network.safetensors"
+_FUSION, _MEMBER = "fusion.json", "member_{}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class FeatureBinding:
 
 @dataclass(frozen=True)
 class FittedHead:
-    """A fitted pipeline of transforms and estimator, and what it is bound to.
+    """A fitted pipeline of transforms and estimator, or a fusion of several, and what it is bound to.
 
     classes: labels by code. estimator: a scikit-learn pipeline fitted on codes, or for the kind ``multi`` on
     indicators. thresholds: for that kind, by label. mean: of the training rows' vectors, (sum of dims,). prior: share
@@ -73,13 +77,17 @@ class FittedHead:
             raise ValueError(f"a mean of {len(self.mean)} numbers for {sum(one.dim for one in self.features)}")
 
     def predict_proba(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Probabilities (n, classes) of features (n, sum of dims); a class that training lacked gets zero."""
-        found = self.estimator.predict_proba(np.asarray(x, np.float32))
-        if self.kind == "multi":
-            return np.asarray(found, np.float64)
-        full = np.zeros((len(found), len(self.classes)))
-        full[:, self.estimator.classes_] = found
-        return full
+        """Probabilities (n, classes) of features (n, sum of dims), or of texts (n,) for a head that reads them.
+
+        A class that training lacked gets zero.
+        """
+        given = np.asarray(x) if self.reads == "texts" else np.asarray(x, np.float32)
+        return of_all(self.estimator, given, len(self.classes), several=self.kind == "multi")
+
+    @property
+    def reads(self) -> str:
+        """``vectors``, or ``texts``."""
+        return reads(HEADS[self.head]) if self.head in HEADS else VECTORS
 
     def predict(self, x: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
         """Labels (n,) of features (n, sum of dims); of the kind ``multi``, lists of them."""
@@ -132,10 +140,24 @@ class FittedHead:
 
 
 def _save_estimator(pipeline: Any, head: str, folder: Path) -> None:
-    """scikit-learn's own types by skops; a torch head as JSON and safetensors, its transforms by skops."""
+    """scikit-learn's own types by skops; a torch head as JSON and safetensors, its transforms by skops.
+
+    A fusion of answers is JSON and a folder for each member; of a product the pipeline is kept without it.
+    """
     import skops.io
     from sklearn.pipeline import Pipeline
 
+    from heads.product import without_product
+
+    if isinstance(pipeline, Late | Union):
+        write_json(folder / _FUSION, pipeline.document())
+        for number, member in enumerate(pipeline.members):
+            (folder / _MEMBER.format(number)).mkdir(exist_ok=True)
+            _save_estimator(member, head, folder / _MEMBER.format(number))
+        return
+    pipeline, fusion = without_product(pipeline)
+    if fusion is not None:
+        write_json(folder / _FUSION, fusion)
     network = pipeline[-1] if hasattr(pipeline[-1], "state") else None
     if network is not None:
         from safetensors.torch import save_file
@@ -153,6 +175,18 @@ def _save_estimator(pipeline: Any, head: str, folder: Path) -> None:
 
 def _load_estimator(head: str, folder: Path) -> Any:
     """What ``_save_estimator`` wrote."""
+    if not (folder / _FUSION).exists():
+        return _load_pipeline(head, folder)
+    from heads.product import with_product
+
+    fusion = json.loads((folder / _FUSION).read_text(encoding="utf-8"))
+    if fusion["kind"] == "product":
+        return with_product(_load_pipeline(head, folder), fusion)
+    members = [_load_estimator(head, folder / _MEMBER.format(number)) for number in range(len(fusion["widths"]))]
+    return from_document(fusion, members)
+
+
+def _load_pipeline(head: str, folder: Path) -> Any:
     import skops.io
     from sklearn.pipeline import Pipeline
 

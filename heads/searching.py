@@ -253,5 +253,8 @@ def data_digest(arrays: Sequence[npt.NDArray[Any] | None], said: Any) -> str:
             digest.update(b"none")
             continue
         digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        if array.dtype == object:  # texts
+            digest.update(canonical_json(array.tolist()).encode("utf-8", "surrogatepass"))
+        else:
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -46,13 +47,41 @@ def write_submission(path: Path, found: Predictions, adapter: str | None = None)
 
 
 def write_table(path: Path, found: Predictions) -> None:
-    """A CSV row per id: labels, the probability of each class, and how a failed item was stood in for."""
-    head = ("id", "labels" if found.kind == "multi" else "label", *(f"probability.{one}" for one in found.classes))
-    rows = (
-        (name, labels, *row.tolist(), found.filled.get(name, ""))
-        for name, labels, row in zip(found.ids, joined(found), found.probabilities, strict=True)
-    )
-    _write_csv(path, (*head, "filled"), rows)
+    """A row per id: labels, the probability of each class, and how a failed item was stood in for."""
+    with table_of(path) as add:
+        add(found)
+
+
+@contextmanager
+def table_of(path: Path) -> Iterator[Callable[[Predictions], None]]:
+    """A table that takes batches of one head's predictions; ``path`` is replaced when the last one is in.
+
+    CSV, or JSON lines (``Predictions.rows``) where the name ends in ``.jsonl``.
+    """
+    as_lines = path.suffix.lower() in (".jsonl", ".ndjson")
+    with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        began = False
+
+        def add(found: Predictions) -> None:
+            nonlocal began
+            if as_lines:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows())
+                return
+            if not began:
+                writer.writerow(_columns(found))
+                began = True
+            writer.writerows(
+                (name, labels, *row.tolist(), found.filled.get(name, ""))
+                for name, labels, row in zip(found.ids, joined(found), found.probabilities, strict=True)
+            )
+
+        yield add
+
+
+def _columns(found: Predictions) -> tuple[str, ...]:
+    label = "labels" if found.kind == "multi" else "label"
+    return ("id", label, *(f"probability.{one}" for one in found.classes), "filled")
 
 
 def joined(found: Predictions) -> list[str]:

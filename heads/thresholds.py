@@ -69,13 +69,15 @@ def _above_all(highest: float) -> float:
     return float((highest + 1) / 2) if highest < (highest + 1) / 2 else float(np.nextafter(max(highest, 1.0), 2.0))
 
 
-def best_threshold(truth: Flags, probabilities: Floats, rule: Rule) -> float:
+def best_threshold(truth: Flags, probabilities: Floats, rule: Rule, given: tuple[int, int] = (0, 0)) -> float:
     """The threshold with the highest F1, or with the least difference of false positives and false negatives.
 
     Of equally good ones the one nearest to 0.5 (under ``balance``, of those with the highest F1); of two, the higher.
+    given: true ones, and all, of other rows that are predicted whatever the threshold.
     """
     found = cuts(truth, probabilities)
-    positives = int(truth.sum())
+    found = found._replace(hits=found.hits + given[0], predicted=found.predicted + given[1])
+    positives = int(truth.sum()) + given[0]
     f1 = 2 * found.hits / np.maximum(found.predicted + positives, 1)
     distance = np.abs(found.thresholds - DEFAULT)
     # FP - FN = (predicted - hits) - (positives - hits)

@@ -348,9 +348,7 @@ def test_discovery_knows_the_challenge_by_its_header(tmp_path: Path) -> None:
     assert Meli.open(tmp_path / "meli2019").read().counts["samples"] == 7
 
 
-@pytest.mark.parametrize(
-    "header", ["ImageID,Labels,Caption", "title,category", "title,label_quality,language,category,price", "", "\xff"]
-)
+@pytest.mark.parametrize("header", ["title,category", "title,label_quality,language,category,price", "", "\xff"])
 def test_other_train_files_are_not_the_challenge(tmp_path: Path, header: str) -> None:
     write(tmp_path / "train.csv", f"{header}\n".encode("latin-1"))
     write(tmp_path / "test.csv", as_csv(("id", "title", "language"), TEST))

@@ -23,6 +23,7 @@ from embedcache.datasets import open_dataset, read_image
 from embedcache.datasets.table import Table
 from embedcache.errors import DataNotFoundError, ItemError, UnknownNameError, UsageError
 from embedcache.samples import SampleTable, text_id
+from tests.tiny_multilabel import texts_of
 
 TEXTS = [
     "plain",
@@ -79,12 +80,6 @@ def read(*files: Path, **options: Any) -> SampleTable:
 def raw(folder: Path, content: bytes | str, name: str = "bank.csv") -> Path:
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     return folder / name
-
-
-def texts_of(table: SampleTable) -> list[list[str]]:
-    """Each sample's texts, through their item ids."""
-    by_id = dict(zip(table.items["text"]["id"].to_pylist(), table.items["text"]["text"].to_pylist(), strict=True))
-    return [[by_id[item] for item in row] for row in table.samples["texts"].to_pylist()]
 
 
 @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gz"])
@@ -342,8 +337,15 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> N
         read(raw(tmp_path, content, name), text="text")
 
 
-def test_a_column_of_lists_is_no_column_of_texts(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "t.jsonl", [{"text": ["a", "b"]}])
+def test_a_column_of_lists_gives_each_sample_several_texts(tmp_path: Path) -> None:
+    rows = [{"text": ["a", "b"], "title": "t"}, {"text": [], "title": "u"}, {"text": None, "title": None}]
+    path = write_lines(tmp_path / "t.jsonl", rows)
+    assert texts_of(open_dataset("table", [path], {"text": "text"}).read()) == [["a", "b"], [], []]
+    assert texts_of(open_dataset("table", [path], {"text": ("title", "text")}).read()) == [["t", "a", "b"], ["u"], []]
+
+
+def test_a_column_of_objects_is_no_column_of_texts(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "t.jsonl", [{"text": {"a": "b"}}])
     with pytest.raises(UsageError, match=r"text column in .*t\.jsonl holds no texts"):
         read(path, text="text")
 
@@ -388,3 +390,14 @@ def test_banking77_counts_and_texts(shared_data: Path) -> None:
     assert sum(text in train for key, text in stripped.items() if key.startswith("test")) == 6
     assert table.counts["texts"] == len(set(expected.values()))
     assert any("\n" in text for text in found.values())
+
+
+@pytest.mark.parametrize("content", ["null\n", '{"text": "a"}\n null\n', '{"text": "a"}\n[1]\n', '{"text": "a"}\n12'])
+def test_a_line_that_is_no_object_is_named(tmp_path: Path, content: str) -> None:
+    with pytest.raises(UsageError, match=rf"line {content.count(chr(10), 0, -1) + 1}: expected an object"):
+        read(raw(tmp_path, content, "t.jsonl"), text="text")
+
+
+def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> None:
+    content = '\ufeff{"text": "a"}\r\n\r\n  {"text": "b"}'
+    assert texts_of(read(raw(tmp_path, content, "t.jsonl"), text="text")) == [["a"], ["b"]]

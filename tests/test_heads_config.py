@@ -71,7 +71,7 @@ def test_every_wrong_key_is_named_at_once() -> None:
         ({"select": {"filter": {"answer": {"above": 1}}}}, "answer: a range is written"),
         ({"select": {"filter": {"answer": {}}}}, "answer: a range is written"),
         ({"select": {"filter": {"answer": {"from": 3, "to": 1}}}}, "no number is from 3 to 1"),
-        ({"fusion": "late"}, "fusion: .*'concat'"),
+        ({"fusion": "sum"}, "fusion.kind: .*'concat'"),
         ({"search": "best"}, "search: .*'grid'"),
         ({"select": {"captions": "all"}}, "select.captions: .*'mean', 'first' or 'each'"),
         ({"select": {"limit": 0}}, "select.limit: "),

@@ -24,6 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("embedcache",),  # the package itself: names that are imported when they are asked for
     (
         "embedcache.cache",
+        "embedcache.encoder",
+        "embedcache.footprint",
         "embedcache.view",
         "embedcache.token_view",
         "embedcache.exchange",
@@ -70,7 +72,7 @@ CLOSED_TO_HEADS = (
 )
 
 HEAVY = frozenset({"torch", "torchvision", "timm", "transformers", "sentence_transformers"})
-HEAVY_AT_ONCE = ("embedcache.backbones.encoders", "embedcache.engines.local", "heads.training")
+HEAVY_AT_ONCE = ("embedcache.backbones.encoders", "embedcache.engines.local", "heads.folded", "heads.training")
 """The modules that are forward passes or training: they import torch at once, others when they are at it."""
 
 

@@ -255,8 +255,8 @@ def publish(work: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, A
     how: dict[str, Any] = {}
     opened = Table.open
 
-    def open_publisher(*data: Path, **options: Any) -> Any:
-        return Publisher(opened(*data, **options), **how)
+    def open_publisher(*data: Path, **columns: Any) -> Any:
+        return Publisher(opened(*data, **columns), **how)
 
     monkeypatch.setitem(datasets.ADAPTERS, "table", type("T", (), {"open": staticmethod(open_publisher)}))  # type: ignore[arg-type]
     return how

@@ -7,19 +7,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from embedcache.datasets.base import Dataset, read_image
+from embedcache.datasets.base import Dataset, image_source, read_image
+from embedcache.datasets.coco import Coco
+from embedcache.datasets.comp5329 import Comp5329
 from embedcache.datasets.cub import Cub
 from embedcache.datasets.folder import Folder
+from embedcache.datasets.hf_dataset import HfDataset
 from embedcache.datasets.meli import Meli
-from embedcache.datasets.table import Table
+from embedcache.datasets.table import Columns, Table
 from embedcache.datasets.vqa import Vqa
 from embedcache.errors import DataNotFoundError, UsageError, unknown_name
 
-__all__ = ["ADAPTERS", "Dataset", "discover", "open_dataset", "options_of", "read_image"]
+__all__ = ["ADAPTERS", "Dataset", "discover", "image_source", "open_dataset", "options_of", "read_image"]
 
-ADAPTERS: Final[Mapping[str, Any]] = {"cub": Cub, "meli": Meli, "vqa": Vqa, "folder": Folder, "table": Table}
+ADAPTERS: Final[Mapping[str, Any]] = {
+    "cub": Cub,
+    "comp5329": Comp5329,
+    "coco": Coco,
+    "meli": Meli,
+    "vqa": Vqa,
+    "folder": Folder,
+    "table": Table,
+    "hf-dataset": HfDataset,
+}
 
-PUBLISHED: Final = ("cub", "vqa", "meli")
+PUBLISHED: Final = ("cub", "comp5329", "coco", "vqa", "meli")
 """Adapters that know their published layout by its files, in the order in which they are asked."""
 
 LOCATIONS: Final = frozenset({"captions", "images"})
@@ -27,11 +39,14 @@ LOCATIONS: Final = frozenset({"captions", "images"})
 
 LAYOUTS: Final = {
     "cub": "CUB_200_2011/images.txt, image_class_labels.txt, train_test_split.txt; text_c10/ beside it",
+    "vqa": "VQA v1, v2: [v2_]OpenEnded_mscoco_train2014_questions.json …, plain, .gz or .zip; COCO's train2014/",
+    "comp5329": "train.csv and test.csv with the header ImageID,Labels,Caption; photos in data/ beside them",
+    "coco": "captions_*.json and instances_*.json, also in annotations/; photos in train2017/ … or images/",
     "meli": "train.csv (title,label_quality,language,category), test.csv (id,title,language); or "
     "<language>.<split>.jsonl with <language>_token_to_index.json beside; plain or .gz",
     "folder": "images: flat, class/image or split/class/image",
     "table": "CSV, TSV, JSON lines or Parquet with columns for text, image, label (never guessed)",
-    "vqa": "VQA v1, v2: [v2_]OpenEnded_mscoco_train2014_questions.json …, plain, .gz or .zip; COCO's train2014/",
+    "hf-dataset": "a data set of Hugging Face on disk: of save_to_disk, or Parquet as on the hub; columns as for table",
 }
 
 
@@ -57,11 +72,10 @@ def options_of(adapter: str) -> list[str]:
     """Names of an adapter's own options, sorted."""
     from dataclasses import fields
 
-    from embedcache.datasets.table import Columns
-
-    if adapter == "table":
-        return sorted({"images", *(item.name for item in fields(Columns))})
-    return sorted(set(inspect.signature(ADAPTERS[adapter].open).parameters) - {"data"})
+    found = set(inspect.signature(ADAPTERS[adapter].open).parameters) - {"data"}
+    if "columns" in found:
+        found |= {item.name for item in fields(Columns)}
+    return sorted(found - {"columns"})
 
 
 def discover(data: Path) -> list[Dataset]:

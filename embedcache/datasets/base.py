@@ -78,6 +78,42 @@ def published_tokens(dataset: Dataset, table: SampleTable) -> PublishedTokens | 
     return found
 
 
+class ImageSource(Protocol):
+    """Where image items are read. An adapter whose images are no files has a method ``image_source`` that gives one."""
+
+    def read(self, item: str) -> bytes:
+        """The item's bytes. Raises ItemError with a reason."""
+
+    def stat(self, item: str) -> tuple[int, int]:
+        """Size in bytes and time in nanoseconds of the file that holds the item: another pair, perhaps other bytes.
+
+        Raises OSError or ValueError where there is none.
+        """
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images that are files below ``folder``."""
+
+    folder: Path
+
+    def read(self, item: str) -> bytes:
+        """The file's bytes."""
+        return read_image(self.folder, item)
+
+    def stat(self, item: str) -> tuple[int, int]:
+        """The file's own size and time."""
+        found = os.stat(os.path.join(self.folder, item))
+        return found.st_size, found.st_mtime_ns
+
+
+def image_source(dataset: Dataset) -> ImageSource:
+    """How a data set's images are read: as it says itself, else as files below its image folder."""
+    own = getattr(dataset, "image_source", None)
+    found: ImageSource = own() if own is not None else ImageFiles(dataset.image_folder)
+    return found
+
+
 def read_image(folder: Path, item: str) -> bytes:
     """The bytes of an image item. Raises ItemError with a reason, also for a path that leaves the folder."""
     relative = PurePosixPath(item)
@@ -94,6 +130,15 @@ def read_image(folder: Path, item: str) -> bytes:
         raise ItemError("the file is missing") from error
     except OSError as error:
         raise ItemError(f"the file cannot be read: {error.strerror}") from error
+
+
+def stated_folder(path: str | None) -> Path | None:
+    """A folder of images that was stated, if one was. Raises DataNotFoundError where it is not there."""
+    if path is None:
+        return None
+    if not Path(path).is_dir():
+        raise DataNotFoundError(f"There is no folder of images {path} (--images).")
+    return Path(path)
 
 
 def is_image(name: str) -> bool:

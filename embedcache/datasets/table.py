@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,8 +106,7 @@ class Table:
 
     def _rows(self, file: Path, known: dict[str, None]) -> pa.Table:
         """One file's columns under our names; ``known`` gathers theirs."""
-        table = read_table(file)
-        known |= dict.fromkeys(table.column_names)
+        table = self._read(file, known)
         found: dict[str, Any] = {}
         for name in ("id", "image", "label", "split", "group", "weight"):
             column = getattr(self.columns, name)
@@ -117,6 +118,20 @@ class Table:
             found[name] = _as_text(found[name], name, file)
         return pa.table(self._completed(found, table.num_rows, file))
 
+    def _read(self, file: Path, known: dict[str, None]) -> pa.Table:
+        """One file's columns."""
+        table = read_table(file)
+        known |= dict.fromkeys(table.column_names)
+        return table
+
+    def _name(self, file: Path) -> str:
+        """What a file's rows are numbered under."""
+        return _stem(file)
+
+    def _split(self, file: Path) -> str | None:
+        """The split that a file's name says, if it says one."""
+        return canonical_split(_stem(file)) if _stem(file).lower() in SPLIT_NAMES else None
+
     def _completed(self, found: dict[str, Any], n: int, file: Path) -> dict[str, Any]:
         several = len(self.files) > 1
         if "label" not in found and self.columns.label:
@@ -125,13 +140,13 @@ class Table:
             found["id"] = _blank_to_null(found["id"])
         else:
             numbers = pa.array(np.arange(n)).cast(pa.large_string())
-            prefix = pa.scalar(f"{_stem(file)}:", pa.large_string())
+            prefix = pa.scalar(f"{self._name(file)}:", pa.large_string())
             nothing = pa.scalar("", pa.large_string())
             found["id"] = pc.binary_join_element_wise(prefix, numbers, nothing) if several else numbers
         if "split" in found:
             found["split"] = _canonical_splits(found["split"])
-        elif _stem(file).lower() in SPLIT_NAMES:
-            found["split"] = pa.repeat(pa.scalar(canonical_split(_stem(file)), pa.large_string()), n)
+        elif split := self._split(file):
+            found["split"] = pa.repeat(pa.scalar(split, pa.large_string()), n)
         if "label" in found and not pa.types.is_list(found["label"].type):
             found["label"] = _blank_to_null(found["label"])
         return found
@@ -202,9 +217,29 @@ def _parse_csv(path: Path, delimiter: str, options: Any) -> pa.Table:
 
 def _read_json(path: Path) -> pa.Table:
     """One object a line; a text that looks like a time stays the text it is."""
+    _refuse_other_lines(path)
     table = _parse_json(path, [])
     times = [pa.field(field.name, pa.large_string()) for field in table.schema if pa.types.is_timestamp(field.type)]
     return _parse_json(path, times) if times else table
+
+
+_SCANNED_AT_ONCE = 1 << 20
+_NO_OBJECT = re.compile(rb"\n[ \t\r]*([^{\s][^\n]{,40})")
+
+
+def _refuse_other_lines(path: Path) -> None:
+    """Every line begins an object: Arrow (26.0) ends the process at a block that begins with a ``null``."""
+    line, tail = 0, b"\n"
+    with pa.input_stream(str(path)) as stream:
+        while part := stream.read(_SCANNED_AT_ONCE):
+            data = tail + (part if line else part.removeprefix(codecs.BOM_UTF8))
+            if other := _NO_OBJECT.search(data):
+                number = line + data.count(b"\n", 0, other.start(1))
+                found = other[1].decode(errors="replace")
+                raise UsageError(f"{path}, line {number}: expected an object, {{…}}, got {found!r}.")
+            start = data.rfind(b"\n")
+            tail = data[start:] if start >= 0 and not data[start:].strip() else b""  # a line that may yet begin wrongly
+            line += data.count(b"\n") - tail.count(b"\n")
 
 
 def _parse_json(path: Path, stated: list[pa.Field]) -> pa.Table:
@@ -242,8 +277,10 @@ def _utf8(column: pa.ChunkedArray, meaning: str, file: Path) -> pa.ChunkedArray:
 
 
 def _as_text(column: pa.ChunkedArray, meaning: str, file: Path) -> pa.ChunkedArray:
+    """Texts as texts; a column of texts may also hold a list of them in each row."""
+    several = meaning.startswith("text") and pa.types.is_nested(column.type)
     try:
-        return column.cast(pa.large_string())
+        return column.cast(pa.large_list(pa.large_string()) if several else pa.large_string())
     except pa.ArrowException as error:
         raise UsageError(f"The {meaning.rstrip('0123456789')} column in {file} holds no texts: {error}") from error
 
@@ -270,10 +307,14 @@ def _numbers(column: pa.ChunkedArray, meaning: str) -> pa.ChunkedArray:
 def _text_lists(rows: pa.Table, n_texts: int) -> pa.Array:
     """Each row's texts as a list; a null is no text, an empty text stays (and fails, counted, when encoded)."""
     columns = [combined(rows[f"text{position}"]) for position in range(n_texts)]
-    if n_texts == 1 and not columns[0].null_count:
+    if n_texts == 1 and not columns[0].null_count and not pa.types.is_nested(columns[0].type):
         offsets = pa.array(np.arange(rows.num_rows + 1))
         return pa.LargeListArray.from_arrays(offsets, columns[0])
-    raw = [column.cast(pa.large_binary()).to_pylist() for column in columns]
-    lists = [[text for text in row if text is not None] for row in zip(*raw, strict=True)]
+    kinds = [pa.large_list(pa.large_binary()) if pa.types.is_nested(one.type) else pa.large_binary() for one in columns]
+    raw = [column.cast(kind).to_pylist() for column, kind in zip(columns, kinds, strict=True)]
+    lists = [
+        [text for cell in row for text in (cell if isinstance(cell, list) else [cell]) if text is not None]
+        for row in zip(*raw, strict=True)
+    ]
     ragged = pa.array(lists, pa.large_list(pa.large_binary()))
     return pa.LargeListArray.from_arrays(ragged.offsets, ragged.values.view(pa.large_string()))

@@ -1,0 +1,62 @@
+"""A linear support vector machine: scikit-learn's ``LinearSVC``, by its own parameter names.
+
+Linear, because its time grows with the rows and not with their square as that of ``SVC``: on frozen features of
+hundreds of numbers a kernel rarely earns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from heads.base import constructor_parameters
+from heads.linear import constants_of_same_kind
+
+DEFAULTS = {"dual": "auto"}
+PROBE_ITERATIONS = 10
+
+
+class Svm:
+    """``LinearSVC``, one against the rest, squared hinge loss unless stated. Its probabilities are of margins."""
+
+    name = "svm"
+
+    def parameters(self) -> set[str]:
+        """scikit-learn's own names but ``random_state``, which the configuration's ``seed`` sets."""
+        return set(_defaults()) - {"random_state"}
+
+    def build(self, parameters: Mapping[str, Any], seed: int) -> Any:
+        """An unfitted ``LinearSVC``."""
+        from sklearn.svm import LinearSVC
+
+        return LinearSVC(**{**DEFAULTS, **parameters}, random_state=seed)
+
+    def several_labels(self, estimator: Any) -> Any:
+        """One machine per label; a label on all or on none of the training rows gets that constant."""
+        from sklearn.multiclass import OneVsRestClassifier
+
+        return OneVsRestClassifier(estimator)
+
+    def canonical(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Without ``verbose``; without ``intercept_scaling`` where there is no intercept."""
+        full = {**_defaults(), **DEFAULTS, **parameters}
+        unread = {"verbose"} | (set() if full["fit_intercept"] else {"intercept_scaling"})
+        return {name: value for name, value in full.items() if name not in unread}
+
+    def passes(self, parameters: Mapping[str, Any]) -> int:
+        """Iterations that it rarely passes on standardized features, in units of the probe's."""
+        return max(1, min(int(self.canonical(parameters)["max_iter"]), 200) // PROBE_ITERATIONS)
+
+    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
+        """A fit of ten iterations."""
+        return self.build({**parameters, "max_iter": PROBE_ITERATIONS}, seed)
+
+    def slim(self, estimator: Any) -> Any:
+        """One per label: constants in a type that is safe to load."""
+        return constants_of_same_kind(estimator)
+
+
+def _defaults() -> dict[str, Any]:
+    from sklearn.svm import LinearSVC
+
+    return constructor_parameters(LinearSVC)

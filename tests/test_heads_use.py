@@ -1,0 +1,538 @@
+"""Keep and use a head: lists of new items, ONNX, size, going on with training, several seeds, other fingerprints."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import embedcache as ec
+from cli import app
+from embedcache.demo.birds import draw_cub
+from embedcache.errors import DamagedFileError, DataNotFoundError, UnknownNameError, UsageError
+from heads import continuing, item_files, onnx_export, sizes
+from heads import predict as predicting
+from heads.config import parse
+from heads.fit import continued, fit
+from heads.folded import folded
+from heads.item_files import ItemColumns, ItemFile
+from heads.predict import ItemPredictor, predict_dataset
+from heads.record import read_metrics, write
+from heads.repeats import gathered
+from heads.saved import FittedHead
+from heads.training_state import TRAINING
+from tests.heads_helpers import add_features, captioned, fitted, image_name, prepared, separable, tagged
+
+REPOSITORY = Path(__file__).parents[1]
+MLP: dict[str, Any] = {
+    "head": "mlp",
+    "fixed": {"hidden_layer_sizes": [8], "epochs": 6, "batch_size": 16, "learning_rate": 0.02},
+}
+
+
+def call(*arguments: str | Path, code: int = 0) -> Any:
+    done = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def recorded(cache: Path, out: Path, **document: Any) -> Path:
+    """A run's folder from the keys of a grid file."""
+    task = prepared(cache, **document)
+    folder, _ = write(task, fit(task), out)
+    return folder
+
+
+# --------------------------------------------------------------------------------------------- new photos and texts
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn birds; half of them extracted, with an mlp on first captions and photos in ``runs/``."""
+    folder = tmp_path_factory.mktemp("birds")
+    draw_cub(folder / "data", species=3, images_per_species=8)
+    cache = ("--cache", folder / "cache")
+    call("extract", "--data", folder / "data", "--backbone", "demo-image", "--backbone", "demo-text", *cache)
+    fixed = ("--set", "fixed.epochs=5", "--set", "fixed.hidden_layer_sizes=[16]", "--set", "select.captions=first")
+    features = ("--features", "demo-image,demo-text")
+    call("fit-head", "--head", "mlp", *features, *fixed, *cache, "--out", folder / "runs")
+    return folder
+
+
+@pytest.fixture
+def head(birds: Path) -> FittedHead:
+    return FittedHead.load(birds / "runs" / "latest" / "head")
+
+
+def listed(birds: Path, path: Path, rows: int = 6) -> list[dict[str, Any]]:
+    """A CSV of test photos with their first captions at ``path``; what the run recorded of them."""
+    found = pq.read_table(birds / "runs" / "latest" / "predictions.parquet").to_pylist()
+    found = [row for row in found if row["split"] == "test"][:rows]
+    samples = ec.open(birds / "cache")["cub"].samples.set_index("id")
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "photo", "caption"])
+        for row in found:
+            image = samples.loc[row["id"], "image"]
+            captions = (birds / "data" / "text_c10" / image).with_suffix(".txt").read_text().splitlines()
+            writer.writerow([row["id"], f"CUB_200_2011/images/{image}", captions[0]])
+    return found
+
+
+COLUMNS = ("--image-column", "photo", "--text-column", "caption", "--id-column", "name")
+
+
+def test_a_list_of_photos_and_texts_gets_what_extraction_and_fit_gave_them(birds: Path, tmp_path: Path) -> None:
+    expected = listed(birds, tmp_path / "items.csv")
+    run = ("predict", "--run", birds / "runs" / "latest", "--csv", tmp_path / "items.csv", *COLUMNS)
+    table = tmp_path / "out.csv"
+    done = call(*run, "--images", birds / "data", "--table", table)
+    assert "6 rows in" in done.stderr
+    rows = list(csv.DictReader(table.open()))
+    assert [row["id"] for row in rows] == [row["id"] for row in expected]
+    assert [row["label"] for row in rows] == [row["predicted"] for row in expected]
+    for row, truth in zip(rows, expected, strict=True):
+        best = float(row[f"probability.{row['label']}"])
+        assert best == pytest.approx(truth["top_probabilities"][0], abs=1e-4)
+    lines = tmp_path / "out.jsonl"
+    call(*run, "--images", birds / "data", "--table", lines)
+    again = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [(one["id"], one["label"]) for one in again] == [(row["id"], row["label"]) for row in rows]
+    shown = json.loads(call(*run, "--images", birds / "data", "--json").stdout)["predictions"]
+    assert [one["label"] for one in shown] == [row["label"] for row in rows]
+
+
+def test_a_photo_and_a_caption_that_no_cache_has_seen_equal_extract_and_predict(birds: Path, tmp_path: Path) -> None:
+    """The same new birds, once through ``predict --csv``, once extracted into a cache and predicted from there."""
+    draw_cub(tmp_path / "new", species=3, images_per_species=2, seed=9)
+    cache = ("--cache", tmp_path / "cache")
+    call("extract", "--data", tmp_path / "new", "--backbone", "demo-image", "--backbone", "demo-text", *cache)
+    head = FittedHead.load(birds / "runs" / "latest" / "head")
+    through_cache = predict_dataset(head, ec.open(tmp_path / "cache")["cub"])
+    samples = ec.open(tmp_path / "cache")["cub"].samples.set_index("id")
+    images = [tmp_path / "new" / "CUB_200_2011" / "images" / samples.loc[one, "image"] for one in through_cache.ids]
+    captions = [
+        (tmp_path / "new" / "text_c10" / samples.loc[one, "image"]).with_suffix(".txt").read_text().splitlines()[0]
+        for one in through_cache.ids
+    ]
+    found = ItemPredictor(head).predict(images, captions, through_cache.ids)
+    assert found.ids == through_cache.ids
+    np.testing.assert_allclose(found.probabilities, through_cache.probabilities, atol=1e-4)
+
+
+def test_rows_go_through_in_batches_and_bad_ones_are_named(
+    birds: Path, head: FittedHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed(birds, tmp_path / "items.csv", rows=5)
+    with open(tmp_path / "items.csv", "a", encoding="utf-8") as file:
+        file.write("lost,nowhere.jpg,a bird\nmute,,a bird\n")
+    file = ItemFile(tmp_path / "items.csv", ItemColumns("photo", "caption", "name"), birds / "data")
+    assert file.count() == 7
+    monkeypatch.setattr(item_files, "BATCH", 3)
+    parts = list(item_files.predict_rows(ItemPredictor(head), file.rows()))
+    assert [len(one.ids) + len(one.failures) for one in parts] == [3, 3, 1]
+    failures: dict[str, str] = {}
+    for one in parts:
+        failures |= one.failures
+    assert failures == {"lost": "the file is missing", "mute": "it has no image"}
+
+
+def test_a_list_that_cannot_be_read_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+
+    def rows(content: str, needed: str = "text", **columns: str) -> list[Any]:
+        path.write_text(content)
+        return list(ItemFile(path, ItemColumns(**columns)).rows([needed]))
+
+    assert [(one.id, one.text) for one in rows('text\n"a,\nb"\n\nc\n')] == [("1", "a,\nb"), ("2", "c")]
+    assert [one.id for one in rows("id,text\nx,a\n,b\n")] == ["x", "2"]
+    with pytest.raises(UsageError, match="line 3: 1 cells where the first row names 2"):
+        rows("id,text\nx,a\ny\n")
+    with pytest.raises(UnknownNameError, match=r"text column in .*'text'.*--text-column"):
+        rows("id,caption\nx,a\n")
+    with pytest.raises(UnknownNameError, match="Did you mean 'caption'"):
+        rows("id,caption\nx,a\n", text="capton")
+    with pytest.raises(UsageError, match="takes no images"):
+        rows("text,image\na,b\n", image="image")
+    with pytest.raises(UsageError, match="line 2, cannot be read"):
+        rows('text\n"a"b\n')
+    with pytest.raises(UsageError, match="is empty"):
+        rows("")
+    (tmp_path / "items.jsonl").write_text('{"text": "a", "id": 7}\n\n[]\n')
+    lines = ItemFile(tmp_path / "items.jsonl").rows(["text"])
+    assert next(lines).id == "7"
+    with pytest.raises(UsageError, match="line 3, holds a list"):
+        next(lines)
+    with pytest.raises(UsageError, match="no list of items"):
+        ItemFile(Path(__file__))
+    with pytest.raises(DataNotFoundError, match="no file"):
+        ItemFile(tmp_path / "none.csv")
+
+
+def test_what_is_to_be_labelled_is_one_thing(birds: Path) -> None:
+    run = ("predict", "--run", birds / "runs" / "latest")
+    assert "what is to be labelled" in call(*run, "--csv", "a.csv", "--text", "a bird", code=2).stderr
+    assert "are of a file" in call(*run, "--text", "a bird", "--image-column", "x", code=2).stderr
+
+
+# ------------------------------------------------------------------------------------------------------- fingerprints
+
+
+def test_features_of_another_fingerprint_are_refused_for_a_torch_head_too(tmp_path: Path) -> None:
+    folder = separable(tmp_path / "cache")
+    run = recorded(tmp_path / "cache", tmp_path / "runs", **MLP)
+    head = FittedHead.load(run / "head")
+    own = head.features[0].fingerprint
+    for path in folder.feature_paths():
+        path.unlink()
+    add_features(folder, "image", {image_name(row): [float(row)] * 4 for row in range(60)}, weights="b")
+    features = ec.open(tmp_path / "cache")["tiny"].features("my-image")
+    given = features.sets[0].file.fingerprint
+    with pytest.raises(UsageError, match=f"fitted on my-image@{own} and is given my-image@{given}"):
+        head.check(features)
+    said = call("predict", "--run", run, "--dataset", "tiny", "--cache", tmp_path / "cache", code=2).stderr
+    assert own in said
+    assert given in said
+    with pytest.raises(UsageError, match=f"{own}.*{given}|no features of my-image@{own}"):
+        continuing.go_on(run, 1, tmp_path / "cache")
+
+
+def test_predict_refuses_another_encoder_with_both_fingerprints(head: FittedHead) -> None:
+    image, text = head.features
+    other = replace(head, features=(image, replace(text, settings={"lowercase": True})))
+    with pytest.raises(UsageError, match=rf"demo-text@{text.fingerprint}; .* make demo-text@(?!{text.fingerprint})"):
+        ItemPredictor(other)
+
+
+PROBE = """
+import sys
+from pathlib import Path
+import numpy as np
+from heads.saved import FittedHead
+np.save(sys.argv[3], FittedHead.load(Path(sys.argv[1])).predict_proba(np.load(sys.argv[2])))
+"""
+
+
+def test_a_torch_head_gives_identical_numbers_in_a_fresh_process(tmp_path: Path) -> None:
+    separable(tmp_path / "cache", noise=2.0)
+    [run] = fitted(tmp_path / "cache", **MLP)
+    run.head.save(tmp_path / "head")
+    x = run.features.matrix(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    arguments = [str(tmp_path / name) for name in ("head", "x.npy", "p.npy")]
+    subprocess.run([sys.executable, "-c", PROBE, *arguments], check=True, cwd=REPOSITORY)
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), run.head.predict_proba(x))
+
+
+# ---------------------------------------------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [{}, {"optimizer": "sgd"}, {"early_stopping": True, "patience": 50}, {"schedule": "one-cycle"}],
+    ids=["adam", "sgd", "early stopping", "one-cycle"],
+)
+def test_training_goes_on_from_disk_as_it_would_in_memory(tmp_path: Path, fixed: Mapping[str, Any]) -> None:
+    cache = tmp_path / "cache"
+    separable(cache, noise=2.0)
+    document = {**MLP, "fixed": {**MLP["fixed"], **fixed}}
+    task = prepared(cache, **document)
+    [run] = fit(task)
+    folder, _ = write(task, [run], tmp_path / "runs")
+    again, more = continuing.go_on(folder, 3, cache)
+    assert [line["epoch"] for line in more.head.estimator[-1].history_] == list(range(1, 10))
+    assert again.config.fixed["epochs"] == 9
+    assert any(note.startswith(f"goes on from {folder.name} after 6 epochs") for note in more.notes)
+
+    in_memory = continued(task, run.head, 3)
+    x = run.features.matrix(np.float32)
+    np.testing.assert_array_equal(more.head.predict_proba(x), in_memory.head.predict_proba(x))
+    assert more.scored["test"].scores == in_memory.scored["test"].scores
+
+
+def test_a_run_that_goes_on_is_a_run_of_its_own(tmp_path: Path) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "runs"
+    separable(cache, noise=2.0)
+    first = recorded(cache, out, **MLP, grid={"activation": ["relu", "tanh"]}, cv={"folds": 2})
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    where = ("--cache", cache, "--out", out)
+    done = json.loads(call("fit-head", "--continue", first.name, "--epochs", "4", *where, "--json").stdout)
+    second = Path(done["run"])
+    assert second != first
+    history = list(csv.DictReader((second / "history.csv").open()))
+    assert [int(row["epoch"]) for row in history] == list(range(1, 11))
+    old = list(csv.DictReader((first / "history.csv").open()))
+    assert history[:6] == old
+    assert read_metrics(second)["parameters"]["activation"] == read_metrics(first)["parameters"]["activation"]
+    assert {path: path.read_bytes() for path in before} == before
+    call("fit-head", "--continue", second.name, "--epochs", "1", *where)
+    (second / TRAINING).unlink()
+    done = json.loads(call("fit-head", "--continue", second.name, "--epochs", "1", *where, "--json").stdout)
+    assert any("fresh optimiser" in note for note in done["results"][0]["notes"])
+    (first / TRAINING).write_bytes(b"damaged")
+    with pytest.raises(DamagedFileError, match="no state of a training"):
+        continuing.go_on(first, 1, cache)
+
+
+def test_what_cannot_go_on_is_refused(tmp_path: Path) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "runs"
+    separable(cache)
+    plain = recorded(cache, out)
+    with pytest.raises(UsageError, match="'logistic'.*not trained by epochs"):
+        continuing.go_on(plain, 3, cache)
+    run = recorded(cache, out, **MLP)
+    with pytest.raises(UsageError, match="must be positive"):
+        continuing.go_on(run, 0, cache)
+    separable(cache, n=63)
+    with pytest.raises(UsageError, match=r"fitted and scored on .*fit a head on these samples"):
+        continuing.go_on(run, 3, cache)
+    where = ("--cache", cache, "--out", out)
+    assert "belong together" in call("fit-head", "--continue", run, *where, code=2).stderr
+    assert "takes everything from the run" in call(
+        "fit-head", "--continue", run, "--epochs", "2", "--head", "mlp", *where, code=2
+    ).stderr  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ seeds
+
+
+def test_seeds_give_mean_and_deviation_and_keep_the_first_head(tmp_path: Path) -> None:
+    separable(tmp_path / "cache", noise=4.0)
+    [run] = fitted(tmp_path / "cache", **MLP, seeds=3, seed=5)
+    singles = [fitted(tmp_path / "cache", **{**MLP, "fixed": MLP["fixed"]}, seed=5)[0]]
+    task = prepared(tmp_path / "cache", **MLP, seed=5)
+    for seed in (6, 7):
+        singles += fit(replace(task, config=task.config.model_copy(update={"seed": seed})))
+    assert run.repeats is not None
+    assert run.repeats.seeds == (5, 6, 7)
+    values = [one.scored["test"].scores["log_loss"].value for one in singles]
+    spread = run.repeats.scores["test"]["log_loss"]
+    assert spread.values == pytest.approx(values)
+    assert len(set(values)) == 3
+    assert (spread.mean, spread.deviation) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    x = run.features.matrix(np.float32)
+    np.testing.assert_array_equal(run.head.predict_proba(x), singles[0].head.predict_proba(x))
+
+
+def test_seeds_are_printed_and_stand_in_metrics_and_report(tmp_path: Path) -> None:
+    separable(tmp_path / "cache", noise=4.0)
+    where = ("--cache", tmp_path / "cache", "--out", tmp_path / "runs")
+    small = [f"--set=fixed.{name}={value}" for name, value in MLP["fixed"].items()]
+    done = call("fit-head", "--head", "mlp", *small, "--set", "seeds=2", *where)
+    assert "numbers): 2 fits, at most" in done.stderr
+    assert "±" in done.stdout
+    assert "the head that is kept is that of seed 0" in " ".join(done.stdout.split())
+    document = read_metrics(tmp_path / "runs" / "latest")["repeats"]
+    assert (document["seeds"], document["kept"]) == ([0, 1], 0)
+    assert set(document["scores"]["test"]["accuracy"]) == {"mean", "deviation", "values"}
+    page = (tmp_path / "runs" / "latest" / "report.html").read_text()
+    assert "mean ± deviation" in page
+
+
+def test_a_spread_is_shown_as_people_write_it() -> None:
+    found = gathered(
+        (0, 1), [{"test": {"accuracy": 0.8, "log_loss": 0.5}}, {"test": {"accuracy": 0.9, "log_loss": 0.5}}]
+    )
+    assert found.scores["test"]["accuracy"].shown("accuracy") == "85.0 ± 7.1 %"
+    assert found.scores["test"]["log_loss"].shown("log_loss") == "0.500 ± 0.000"
+    with pytest.raises(UsageError, match="seeds"):
+        parse({"seeds": 0})
+
+
+# ------------------------------------------------------------------------------------------------------- size
+
+
+def test_a_size_is_read_as_people_write_it() -> None:
+    assert [sizes.parse_size(text) for text in ("100MB", "1.5 kB", "64MiB", "5000")] == [10**8, 1500, 64 << 20, 5000]
+    for text in ("", "MB", "100 MX", "-3MB"):
+        with pytest.raises(UsageError, match="A size is written"):
+            sizes.parse_size(text)
+
+
+def test_the_size_of_a_run_is_that_of_its_files(birds: Path, head: FittedHead) -> None:
+    parts = {part.what: part.nbytes for part in sizes.of_run(birds / "runs" / "latest")}
+    shipped = REPOSITORY / "embedcache" / "demo" / "backbones"
+    weights = sorted(path.stat().st_size for path in shipped.rglob("*.safetensors"))
+    assert sorted([parts["demo-image, weights"], parts["demo-text, weights"]]) == weights  # type: ignore[type-var]
+    assert parts["head"] == sum(path.stat().st_size for path in (birds / "runs" / "latest" / "head").iterdir())
+    done = call("info", "--run", birds / "runs" / "latest", "--json")
+    assert json.loads(done.stdout)["bytes"] == sum(size or 0 for size in parts.values())
+    assert "demo-text, tokenizer" in call("info", "--run", "latest", "--out", birds / "runs").stdout
+    assert "Name a data set, or a run" in call("info", code=2).stderr
+
+
+def test_a_head_that_is_too_large_is_refused_before_it_is_fitted(birds: Path, tmp_path: Path) -> None:
+    where = ("--cache", birds / "cache", "--out", tmp_path / "runs")
+    features = ("--features", "demo-text")
+    small = call("fit-head", *features, *where, "--max-size", "100MB")
+    assert "of 100.0 MB" in small.stderr
+    said = call("fit-head", *features, *where, "--max-size", "20kB", code=2).stderr
+    assert "more than --max-size 20.0 kB: demo-text, weights: " in said
+    assert "demo-text, tokenizer: " in said
+    wide = ("--head", "mlp", "--set", "fixed.hidden_layer_sizes=[100000]")
+    said = call("fit-head", *features, *where, *wide, "--max-size", "50MB", code=2).stderr
+    assert "head, about: 5" in said
+    assert len(list((tmp_path / "runs").glob("2*"))) == 1
+
+
+def test_the_estimate_of_a_head_is_near_what_it_takes(tmp_path: Path) -> None:
+    separable(tmp_path / "cache", dim=64)
+    for document in ({**MLP, "fixed": {"hidden_layer_sizes": [500, 300], "epochs": 1}}, {"head": "logistic"}):
+        task = prepared(tmp_path / "cache", **document)
+        [run] = fit(task)
+        folder = tmp_path / run.head.head
+        run.head.save(folder)
+        own = sum(path.stat().st_size for path in folder.iterdir())
+        about = sizes.estimated(task, run.parameters, 64)
+        assert about is not None
+        assert 0.9 * about < own < 1.1 * about + 40_000
+
+
+def test_an_encoder_whose_files_are_not_here_cannot_be_held_to_a_size(tmp_path: Path) -> None:
+    separable(tmp_path / "cache")
+    where = ("--cache", tmp_path / "cache", "--out", tmp_path / "runs")
+    said = call("fit-head", *where, "--max-size", "1GB", code=2).stderr
+    assert "is not known, so --max-size 1.0 GB cannot be held" in said
+
+
+def test_a_model_with_two_towers_counts_once(home: Path) -> None:
+    from heads.saved import FeatureBinding
+
+    one = FeatureBinding("first", "text", 4, "x", "hf:bert")
+    parts = sizes.of_encoders(
+        [one, replace(one, name="second")], dict.fromkeys(("first", "second"), str(home / "bert"))
+    )
+    assert [part.what for part in parts] == [
+        "first, weights",
+        "first, tokenizer",
+        "second, weights",
+        "second, tokenizer",
+    ]
+    assert [part.nbytes for part in parts[2:]] == [0, 0]
+    assert parts[0].nbytes == (home / "bert" / "model.safetensors").stat().st_size
+
+
+# ------------------------------------------------------------------------------------------------------- ONNX
+
+
+TRANSFORMS: list[Any] = [
+    [],
+    ["standardize"],
+    ["l2", "standardize", {"pca": 3}],
+    {"my-image": ["standardize"], "my-text": ["l2"]},
+]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("fixed", [{"activation": "gelu", "batch_norm": True, "dropout": 0.1}, {"standardize": True}])
+def test_transforms_and_network_are_one_module_with_the_same_numbers(
+    tmp_path: Path, transform: Any, fixed: Mapping[str, Any]
+) -> None:
+    import torch
+
+    captioned(tmp_path)
+    document = {**MLP, "fixed": {**MLP["fixed"], **fixed}, "features": "my-image,my-text", "transform": transform}
+    [run] = fitted(tmp_path, **document)
+    run.head.save(tmp_path / "head")
+    head = FittedHead.load(tmp_path / "head")
+    x = run.features.matrix(np.float32)
+    with torch.inference_mode():
+        found = folded(head)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(found, head.predict_proba(x), atol=2e-6)
+
+
+def test_several_labels_and_classes_that_training_lacked_are_folded_too(tmp_path: Path) -> None:
+    import torch
+
+    tagged(tmp_path / "several")
+    [run] = fitted(tmp_path / "several", **MLP)
+    x = run.features.matrix(np.float32)
+    with torch.inference_mode():
+        np.testing.assert_allclose(folded(run.head)(torch.from_numpy(x.copy())), run.head.predict_proba(x), atol=2e-6)
+    labels = ["finch" if row % 2 else "heron" for row in range(59)] + ["plover"]
+    separable(tmp_path / "lacking", labels=labels, split=["train"] * 50 + ["test"] * 10)
+    [run] = fitted(tmp_path / "lacking", **MLP)
+    x = run.features.matrix(np.float32)
+    with torch.inference_mode():
+        found = folded(run.head)(torch.from_numpy(x.copy())).numpy()
+    assert found.shape == (60, 3)
+    np.testing.assert_allclose(found, run.head.predict_proba(x), atol=2e-6)
+    [logistic] = fitted(tmp_path / "lacking")
+    with pytest.raises(UsageError, match="only 'mlp' can be exported"):
+        folded(logistic.head)
+
+
+@pytest.mark.skipif(find_spec("onnx") is not None, reason="onnx is installed")
+def test_without_onnx_it_is_said_what_to_install(birds: Path, tmp_path: Path) -> None:
+    arguments = ("export-head", "--run", birds / "runs" / "latest", "--to", tmp_path / "head.onnx")
+    assert "pip install embedcache[onnx]" in call(*arguments, code=2).stderr
+    assert "ending .onnx" in call(*arguments[:-1], tmp_path / "head.bin", code=2).stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("onnx") is not None, reason="onnx is installed: the real export is tested")
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_torch_writes_the_whole_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, activation: str) -> None:
+    """Torch asks the package onnx for one thing, functions to add, of which there are none: a stand-in says so."""
+    captioned(tmp_path)
+    fixed = {**MLP["fixed"], "activation": activation, "batch_norm": True, "dropout": 0.1}
+    transform = {"my-image": ["standardize", {"pca": 2}], "my-text": ["l2"]}
+    [run] = fitted(tmp_path, head="mlp", fixed=fixed, features="my-image,my-text", transform=transform)
+    stand_in = ModuleType("onnx")
+    stand_in.load_model_from_string = lambda _: SimpleNamespace(graph=SimpleNamespace(node=[]))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnx", stand_in)
+    onnx_export._write(folded(run.head), onnx_export._rows(run.head), tmp_path / "head.onnx")
+    written = (tmp_path / "head.onnx").read_bytes()
+    words = (b"Slice", b"MatMul", b"Concat", b"Gemm", b"BatchNormalization", b"Softmax", b"features", b"probabilities")
+    assert all(word in written for word in (*words, b"Relu" if activation == "relu" else b"Erf"))
+    assert b"Dropout" not in written
+
+
+def test_a_split_is_predicted_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioned(tmp_path)
+    [run] = fitted(tmp_path, features="my-image,my-text", select={"captions": "each"})
+    dataset = ec.open(tmp_path)["tiny"]
+    whole = predict_dataset(run.head, dataset, "test")
+    monkeypatch.setattr(predicting, "AT_ONCE", 5)
+    parts = predict_dataset(run.head, dataset, "test")
+    assert parts.ids == whole.ids
+    np.testing.assert_allclose(parts.probabilities, whole.probabilities, atol=1e-12)
+
+
+def test_the_exported_file_gives_the_heads_numbers(birds: Path, head: FittedHead, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
+    found = onnx_export.export(head, tmp_path / "head.onnx")
+    assert found.difference <= onnx_export.TOLERANCE
+    stored = {one.key: json.loads(one.value) for one in onnx.load(str(found.path)).metadata_props}
+    assert [one["fingerprint"] for one in stored["features"]] == [one.fingerprint for one in head.features]
+    for n in (1, 7):
+        x = np.random.default_rng(n).normal(size=(n, sum(one.dim for one in head.features))).astype(np.float32)
+        numbers, _ = onnx_export._run(found.path, x)
+        np.testing.assert_allclose(numbers, head.predict_proba(x), atol=onnx_export.TOLERANCE)
+
+
+def test_a_file_with_other_numbers_is_not_written(
+    head: FittedHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison itself, with the exporter and the evaluator stood in for."""
+    from embedcache.errors import EmbedCacheError
+
+    monkeypatch.setattr(onnx_export, "_need_onnx", lambda: None)
+    monkeypatch.setattr(onnx_export, "_write", lambda module, x, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(onnx_export, "_describe", lambda head, path: None)
+    monkeypatch.setattr(onnx_export, "_run", lambda path, x: (head.predict_proba(x) + 1e-3, "a stand-in"))
+    with pytest.raises(EmbedCacheError, match=r"differ by up to 0\.001 \(a stand-in, 64 rows\)"):
+        onnx_export.export(head, tmp_path / "head.onnx")
+    assert not list(tmp_path.iterdir())
