@@ -347,6 +347,9 @@ def fit_head(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many fits and how long, and fit nothing.")
     ] = False,
+    learning_curve: Annotated[
+        str | None, typer.Option(help="Rows to train on instead of all, e.g. 100,1000,5000: a curve of the scores.")
+    ] = None,
     max_size: Annotated[
         str | None, typer.Option(help="Refuse heads that take more with their backbones and tokenizers: 100MB.")
     ] = None,
@@ -359,10 +362,12 @@ def fit_head(
 ) -> None:
     """Fit a head, a search over heads, or one head on several choices of features, from the cache."""
     from heads import config as configs
-    from heads import fit
+    from heads import curves, fit, searching
+
+    sizes = curves.read_sizes(learning_curve) if learning_curve else ()
 
     if continued is not None or epochs is not None:
-        others = (grid, head, dataset, features, assignments, dry_run, extract_missing, max_size)
+        others = (grid, head, dataset, features, assignments, dry_run, extract_missing, max_size, learning_curve)
         _go_on(continued, epochs, cache, out, as_json, alone=not any(others))
         return
     document: dict[str, Any] = configs.read_grid(configs.find_grid(grid)) if grid else {}
@@ -371,6 +376,8 @@ def fit_head(
         document["features"] = features[0] if len(features) == 1 else [[one] for one in features]
     parsed = configs.parse(configs.override(document, assignments or []), grid or "the options")
     task = _prepared(parsed, cache, extract_missing)
+    if sizes:
+        curves.check(task)
     limit, where = _limit(max_size), dict(_assignment(one) for one in checkpoint or [])
     if limit is not None:
         _hold_to(limit, task, where)
@@ -379,7 +386,9 @@ def fit_head(
         _print_previews(previews, as_json)
     if dry_run:
         return
-    runs = fit.fit(task, progress=not as_json)
+    runs = fit.fit(task, progress=not as_json, searches=out / searching.FOLDER)
+    if sizes:
+        runs = [curves.learning_curve(task, run, sizes) for run in runs]
     folder = _recorded(task, runs, out, as_json)
     if limit is not None:
         _measured(folder, limit, where)
@@ -501,7 +510,7 @@ def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None, said: 
     run = runs[0]
     scored = {split: one for split, one in run.scored.items() if one.scores}
     if run.search is not None:
-        best = ", ".join(f"{name} {value}" for name, value in run.parameters.items())
+        best = ", ".join(f"{name} {value}" for name, value in (*_axes(run), *run.parameters.items()))
         typer.echo(f"best of {len(run.search.rows)} candidates: {best}")
     table = _table("score", *scored, right=tuple(scored))
     for metric in next(iter(scored.values())).scores if scored else ():
@@ -514,9 +523,34 @@ def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None, said: 
             typer.echo(f"{split}, {part['type']}: vqa_accuracy {part['vqa_accuracy']:.1%} of {part['count']:,}")
     if run.head.kind == "multi" and scored:
         _print_labels(run, next(split for split in ("test", "validation") if split in scored))
+    _print_curve(run)
     for note in run.notes:
         if note not in said:
             _echo(note, "note: ")
+
+
+def _axes(run: FittedRun) -> list[tuple[str, str]]:
+    """The features and the transform that a search chose, where it chose them."""
+    from heads.config import AXES
+
+    best = run.search.rows[run.search.best] if run.search is not None else {}
+    return [(name, best[f"param_{name}"]) for name in AXES if f"param_{name}" in best]
+
+
+def _print_curve(run: FittedRun, label: str = "") -> None:
+    """Scores by number of training rows, where they were asked for."""
+    from heads.curves import headline
+    from heads.report import curve_cells
+
+    if not run.curve:
+        return
+    if label:
+        _echo(f"learning curve of {label}")
+    columns = ("training rows", f"{run.curve[0].split} {headline(run.curve)}", "seconds")
+    table = _table(*columns, right=columns)
+    for cells in curve_cells(run):
+        table.add_row(*cells)
+    _show(table)
 
 
 def _print_comparison(runs: Sequence[FittedRun], comparison: Comparison) -> None:
@@ -532,6 +566,9 @@ def _print_comparison(runs: Sequence[FittedRun], comparison: Comparison) -> None
         if run.repeats is not None:
             spread = run.repeats.scores[comparison.split][comparison.metric].shown(comparison.metric)
             typer.echo(f"{run.label}: {metric} {spread} over {len(run.repeats.seeds)} seeds")
+        _print_curve(run, run.label)
+        if run.search is not None and run.search.resumed:
+            _echo(f"{run.search.resumed} of {run.search.fits} fits were finished before", f"{run.label}: ")
 
 
 def _print_repeats(found: Repeats) -> None:
@@ -1187,6 +1224,145 @@ def list_runs(out: OutOption = Path("runs"), as_json: JsonOption = False) -> Non
     for row in rows:
         table.add_row(row["run"], row["features"], f"{row['metric']} {row['score']}")
     _show(table)
+
+
+@app.command("report")
+def show_report(
+    run: Annotated[str, typer.Argument(help="Folder of a run, or its name below --out.")] = "latest",
+    by: Annotated[str | None, typer.Option(help="Column of the sample table to score by, e.g. question_type.")] = None,
+    min_count: Annotated[int, typer.Option(min=1, help="Leave groups with fewer samples out.")] = 1,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="column=value: leave those samples out; may be repeated.")
+    ] = None,
+    worst: Annotated[bool, typer.Option("--worst", help="Worst groups first.")] = False,
+    most: Annotated[int | None, typer.Option(min=1, help="Show that many groups; default: all.")] = None,
+    compare: Annotated[str | None, typer.Option(help="Another run: test both on the same samples.")] = None,
+    split: Annotated[str | None, typer.Option(help="Scored split; default: test, else validation.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap of --compare.")] = 0,
+    cache: CacheOption = Path("cache"),
+    out: OutOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Show the scores of a recorded run: all of them, by group, or beside another run's."""
+    from embedcache.errors import UsageError
+    from heads.record import resolve_run
+
+    folder = resolve_run(run, out)
+    if by is None and (exclude or worst or most is not None or min_count > 1):
+        raise UsageError("--exclude, --worst, --most and --min-count are for a table by group: say which with --by.")
+    if by is not None and compare is not None:
+        raise UsageError("--by and --compare are two tables: ask for one at a time.")
+    if by is not None:
+        pairs = [_column_value(text) for text in exclude or ()]
+        options = {"min_count": min_count, "exclude": pairs, "worst": worst}
+        _print_groups(folder, cache, split, by, options, most, as_json)
+    elif compare is not None:
+        _print_compared(folder, resolve_run(compare, out), cache, split, seed, as_json)
+    else:
+        _print_recorded(folder, as_json)
+
+
+def _column_value(text: str) -> tuple[str, str]:
+    """``answer_type=yes/no`` as a pair."""
+    from embedcache.errors import UsageError
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise UsageError(f"--exclude takes column=value, got {text!r}.")
+    return name.strip(), value.strip()
+
+
+def _print_recorded(folder: Path, as_json: bool) -> None:
+    """What ``metrics.json`` and ``comparison.json`` say, and where the page is."""
+    from heads import record
+    from heads.metrics import Interval
+    from heads.report import PAGE, percent, shown, signed
+
+    comparison = folder / record.COMPARISON
+    found = json.loads(comparison.read_text(encoding="utf-8")) if comparison.is_file() else record.read_metrics(folder)
+    page = next((path / PAGE for path in (folder, folder.parent) if (path / PAGE).is_file()), None)
+    if as_json:
+        _print_json({"run": folder, "page": page, **found})
+        return
+    if comparison.is_file():
+        metric = f"{found['split']} {found['metric']}"
+        table = _table("features", "run", metric, "to the best", right=(metric, "to the best"))
+        for row in found["rows"]:
+            gap = None if row["difference"] is None else Interval(**row["difference"])
+            table.add_row(row["label"], row["folder"], percent(Interval(**row["score"])), signed(gap))
+    else:
+        features = " + ".join(one["name"] for one in found["features"])
+        _echo(f"{found['dataset']}, target {found['target']}: {found['head']} on {features}")
+        scores = {split: one for split, one in found["scores"].items() if one}
+        table = _table("score", *scores, right=tuple(scores))
+        for metric in next(iter(scores.values()), {}):
+            table.add_row(metric, *(shown(metric, Interval(**one[metric])) for one in scores.values()))
+    _show(table)
+    for note in found.get("notes", ()):
+        _echo(note, "note: ")
+    if page is not None:
+        _echo(str(page))
+
+
+GROUP_COLUMNS = {
+    "accuracy": ("hits", "top-1"),
+    "top_5_accuracy": ("hits top 5", "top-5"),
+    "exact_match": ("hits", "all"),
+}
+"""Columns of the table by group for scores that are shares of hits; the others have their mean alone."""
+
+
+def _print_groups(
+    folder: Path, cache: Path, split: str | None, by: str, options: dict[str, Any], most: int | None, as_json: bool
+) -> None:
+    """A row per group: how many samples, hits and their share."""
+    from dataclasses import asdict
+
+    from heads.groups import grouped, recorded
+
+    run = recorded(folder, cache, split)
+    rows = grouped(run, by, **options)
+    shown = rows[:most]
+    if as_json:
+        _print_json({"run": folder, "split": run.split, "by": by, "groups": [asdict(row) for row in shown]})
+        return
+    columns = [column for score in run.scores for column in GROUP_COLUMNS.get(score, (score,))]
+    table = _table(by, "samples", *columns, right=("samples", *columns))
+    for row in shown:
+        cells = [
+            cell
+            for score in run.scores
+            for cell in ((f"{row.hits[score]:,.0f}",) if score in GROUP_COLUMNS else ())
+            + (f"{100 * row.means[score]:.1f} %",)
+        ]
+        table.add_row(row.group, f"{row.count:,}", *cells)
+    _show(table)
+    order = "worst" if options["worst"] else "best"
+    _echo(f"{len(shown)} of {len(rows)} groups on {run.split}, {order} first")
+
+
+def _print_compared(one: Path, other: Path, cache: Path, split: str | None, seed: int, as_json: bool) -> None:
+    """The paired test of two runs."""
+    from dataclasses import asdict
+
+    from heads.groups import compare, recorded
+    from heads.report import signed
+
+    first = recorded(one, cache, split)
+    found = compare(first, recorded(other, cache, first.split), seed)
+    if as_json:
+        _print_json(asdict(found))
+        return
+    _echo(f"first:  {found.one}")
+    _echo(f"second: {found.other}")
+    table = _table("score", "first", "second", "difference", "p", "test", right=("first", "second", "difference", "p"))
+    for name, pair in found.scores.items():
+        shares = (f"{100 * value:.1f} %" for value in (pair.one, pair.other))
+        table.add_row(
+            name, *shares, signed(pair.difference), "<0.001" if pair.p < 0.001 else f"{pair.p:.3f}", pair.test
+        )
+    _show(table)
+    _echo(f"{found.samples:,} samples of {found.split} that both scored; differences in points, 95 % intervals")
 
 
 @app.command()

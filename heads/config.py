@@ -76,6 +76,29 @@ class Threshold(_Strict):
     fixed: float | None = Field(None, ge=0, le=1)
 
 
+class Range(_Strict):
+    """Numbers from ``low`` to ``high`` that a random search draws from; ``log``: evenly over their logarithms.
+
+    Two whole numbers give whole numbers, both ends among them.
+    """
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Range:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"a range is from a number to a greater one, not from {self.low} to {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range begins above zero, not at {self.low}")
+        return self
+
+
+AXES = ("features", "transform")
+"""What ``grid`` may hold besides parameters of the head."""
+
+
 class Fusion(_Strict):
     """How the feature sets of an inner list become one answer; a bare name is its kind.
 
@@ -117,11 +140,14 @@ class HeadConfig(_Strict):
     selected rows as if none were published. validation, test: what is carved out where none is published, a share
     (0.1) or a count of rows (250; 0 for none). test is 0.2 where no split at all is published; where one is, a test
     split is carved only if ``test`` is stated and no row of the published one has a target.
-    score: what the search maximises; None is accuracy, or f1_micro where samples have several labels. threshold: for
-    those alone; a number is a fixed one, None tunes one per label for F1. chain: for those alone too, each label's
-    classifier sees the labels before it, the most frequent first. oversample: training rows with rare labels are
-    repeated up to that many times. seeds: that many final fits, with ``seed`` and those after it, for mean and
-    deviation of the scores; the head of the first one is kept.
+    score: what the search maximises; None is accuracy, or f1_micro where samples have several labels. Of several scores
+    ``refit`` decides, or the first. threshold: for several labels alone; a number is a fixed one, None tunes one per
+    label for F1. chain: for those alone too, each label's classifier sees the labels before it, the most frequent
+    first. oversample: training rows with rare labels are repeated up to that many times. seeds: that many final fits,
+    with ``seed`` and those after it, for mean and deviation of the scores; the head of the first one is kept.
+    grid: values to try of each parameter, and of ``features`` and ``transform``, which then stand for those above; a
+    list of such mappings is tried one after the other. search: ``grid`` tries all points; ``random`` tries ``n_iter``
+    that it draws, from ranges too; ``halving`` gives all points little and goes on with the best one in ``factor``.
     """
 
     head: str = "logistic"
@@ -130,10 +156,13 @@ class HeadConfig(_Strict):
     fusion: Fusion = Fusion()
     transform: list[Step] | dict[str, list[Step]] = ["standardize"]
     fixed: dict[str, Any] = Field(default_factory=dict)
-    grid: dict[str, list[Any]] | list[dict[str, list[Any]]] = Field(default_factory=dict)
+    grid: dict[str, list[Any] | Range] | list[dict[str, list[Any] | Range]] = Field(default_factory=dict)
     cv: Folds | None = None
-    search: Literal["grid"] = "grid"
-    score: str | None = None
+    search: Literal["grid", "random", "halving"] = "grid"
+    n_iter: int = Field(10, ge=1)
+    factor: int = Field(3, ge=2)
+    score: str | list[str] | None = None
+    refit: str | None = None
     threshold: Threshold | None = None
     chain: bool = False
     oversample: int = Field(1, ge=1)
@@ -178,8 +207,20 @@ class HeadConfig(_Strict):
     @classmethod
     def _refuse_empty(cls, value: Any) -> Any:
         grids = value if isinstance(value, list) else [value]
-        if empty := [name for one in grids for name, values in one.items() if not values]:
+        if empty := [name for one in grids for name, values in one.items() if values == []]:
             raise ValueError(f"{', '.join(empty)} has no values to try")
+        for one in grids:
+            for name in set(AXES).intersection(one):
+                if isinstance(one[name], Range):
+                    raise ValueError(f"{name} is no number: list the choices")
+                one[name] = [_fused_axis(item) if name == "features" else _steps(item) for item in one[name]]
+        return value
+
+    @field_validator("score")
+    @classmethod
+    def _refuse_no_score(cls, value: Any) -> Any:
+        if isinstance(value, list) and (not value or len(set(value)) < len(value)):
+            raise ValueError("expected names of scores, each once")
         return value
 
     @model_validator(mode="after")
@@ -187,6 +228,20 @@ class HeadConfig(_Strict):
         grids = self.grid if isinstance(self.grid, list) else [self.grid]
         if both := sorted(set(self.fixed).intersection(*[set().union(*grids)])):
             raise ValueError(f"{', '.join(both)} stands under both 'fixed' and 'grid'")
+        ranges = sorted({name for one in grids for name, values in one.items() if isinstance(values, Range)})
+        if ranges and self.search != "random":
+            raise ValueError(
+                f"{', '.join(ranges)} is a range: 'search: random' draws from ranges, others need a list of values"
+            )
+        if self.searches_features and self.features is not None and len(self.features) > 1:
+            raise ValueError("features are compared at the top or searched under 'grid', not both")
+        if self.searches_features and (self.fusion.kind in ("late", "union") or self.fusion.baselines):
+            raise ValueError(
+                "'features' under 'grid' chooses among sets that are fused before the head: list each set alone there, "
+                "without 'baselines', and state the fusions 'late' and 'union' for features at the top"
+            )
+        if self.refit is not None and self.refit not in self.scores:
+            raise ValueError(f"refit names none of the scores {list(self.scores)}: {self.refit!r}")
         return self
 
     @model_validator(mode="after")
@@ -199,6 +254,24 @@ class HeadConfig(_Strict):
     def searches(self) -> bool:
         """Whether there is more than one candidate to try."""
         return bool(self.grid)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The scores of a search as stated, the one that decides first; none where none is stated."""
+        stated = [self.score] if isinstance(self.score, str) else list(self.score or ())
+        return tuple(sorted(stated, key=lambda name: name != self.refit) if self.refit else stated)
+
+    @property
+    def searches_features(self) -> bool:
+        """Whether the search chooses among feature sets."""
+        return bool(self.axis("features"))
+
+    def axis(self, name: str) -> list[Any]:
+        """The different values of an axis of the grid, in order; empty where it is none."""
+        grids = self.grid if isinstance(self.grid, list) else [self.grid]
+        listed = (values for one in grids if isinstance(values := one.get(name), list))
+        values = [item for one in listed for item in one]
+        return [item for place, item in enumerate(values) if item not in values[:place]]
 
 
 def feature_sets(value: Any) -> list[list[FeatureName]]:
@@ -213,6 +286,18 @@ def feature_sets(value: Any) -> list[list[FeatureName]]:
     if not all(sets):
         raise ValueError("an inner list has no names")
     return sets
+
+
+def _fused_axis(item: Any) -> list[FeatureName]:
+    """One choice of the axis ``features``: names that are fused."""
+    return [name for part in _listed(item) for name in _fused(part)]
+
+
+def _steps(item: Any) -> Any:
+    """One choice of the axis ``transform``: steps, or steps by feature set; a name alone is one step."""
+    if isinstance(item, Mapping) and all(isinstance(value, list) for value in item.values()):
+        return dict(item)
+    return [] if item is None or item == "none" else _listed(item)
 
 
 def _listed(item: Any) -> list[Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from embedcache.errors import DataNotFoundError, UsageError
 from heads import training_state
@@ -30,7 +32,8 @@ def go_on(folder: Path, epochs: int, cache: str | Path = "cache") -> tuple[Task,
         raise UsageError(f"The head {head.head!r} of {folder} is not trained by epochs: nothing can go on.")
     before = read_metrics(folder)
     parameters = {**before["parameters"], "epochs": estimator.n_iter_ + epochs}
-    config = parse({**read_grid(folder / CONFIG), "grid": {}, "fixed": parameters, "seeds": 1}, str(folder / CONFIG))
+    document = {**read_grid(folder / CONFIG), **_chosen(folder, before, head), "fixed": parameters, "seeds": 1}
+    config = parse(document, str(folder / CONFIG))
     task = prepare(config, cache)
     _refuse_other_samples(task, before["samples"], folder)
     resumed = training_state.restore(estimator, folder)
@@ -38,6 +41,16 @@ def go_on(folder: Path, epochs: int, cache: str | Path = "cache") -> tuple[Task,
     run = continued(task, head, epochs)
     notes = (*run.notes, note if resumed else f"{note}, with a fresh optimiser: its state was not kept")
     return task, replace(run, notes=notes)
+
+
+def _chosen(folder: Path, before: Mapping[str, Any], head: FittedHead) -> dict[str, Any]:
+    """No search: the features and the transform that the run's own search chose, where it chose them."""
+    axis = parse(read_grid(folder / CONFIG), str(folder / CONFIG)).axis("features")
+    wanted = [one.fingerprint for one in head.features]
+    own = [names for names in axis if [str(name).rpartition("@")[2] for name in names] == wanted]
+    transform = {"transform": before["transform"]} if before.get("transform") is not None else {}
+    plain = {"grid": {}, "search": "grid"}
+    return {**plain, **transform, **({"features": own[:1]} if own else {})}
 
 
 def _refuse_other_samples(task: Task, before: dict[str, int], folder: Path) -> None:

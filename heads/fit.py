@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,12 @@ from embedcache.cache import CachedDataset, open_cache
 from embedcache.errors import UsageError
 from embedcache.samples import TARGET_PREFIX, combined
 from embedcache.view import Features, shared_groups, target_name
-from heads import head_named, vqa
+from heads import HEADS, head_named, memory, vqa
 from heads.base import TOKENS, Head, check_parameters, reads, weight_parameter
 from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.fitting import Weights, continue_pipeline, fit_pipeline, weights_of
 from heads.fusion import OF_ANSWERS, Late, Union, stacked_weights, union_thresholds, weighted
-from heads.grid import Candidates, SearchResult, candidates, estimate_seconds, search
+from heads.grid import Candidates, Choice, Data, SearchResult, candidates, estimate_seconds, search_choices
 from heads.inputs import feature_sets, inputs_for, label_of, transforms_apply, with_each_alone
 from heads.kinds import KINDS, Kind, SeveralLabels, Targets, Truth
 from heads.metrics import Interval, RowScores
@@ -30,11 +31,15 @@ from heads.oversampling import oversampled
 from heads.probabilities import of_all
 from heads.repeats import Repeats, gathered, seeds_of
 from heads.saved import FittedHead, bindings
+from heads.searching import Rungs, data_digest, journal_path, of_head, rungs_of
 from heads.selection import Vocabulary, selected, with_top_classes
 from heads.sequences import vectors_of, with_transform_inside
 from heads.splits import Rows, Splits, folds, make_splits
 from heads.thresholds import DEFAULT, Per, tune
 from heads.transforms import build, for_sets
+
+if TYPE_CHECKING:
+    from heads.curves import CurvePoint
 
 SCORED_SPLITS = ("validation", "test")
 FEW = 5
@@ -71,6 +76,7 @@ class Held:
 class FittedRun:
     """One head fitted on one choice of features, and all that is worth keeping of it.
 
+    transform: the steps, those that the search chose where it did. curve: scores by number of training rows.
     held: probabilities of samples that it was not trained on, and what those are, where something was learned of them.
     fusion: how several feature sets became one answer.
     """
@@ -84,6 +90,8 @@ class FittedRun:
     splitter: str | None
     notes: tuple[str, ...]
     seconds: float
+    transform: Any = None
+    curve: tuple[CurvePoint, ...] = ()
     held: Held | None = None
     fusion: str = "concat"
     repeats: Repeats | None = None
@@ -148,7 +156,12 @@ class Task:
     @property
     def score(self) -> str:
         """What the search maximises."""
-        return self.config.score or self.kind.default_score
+        return self.scores[0]
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """What the search scores, what it maximises first."""
+        return self.config.scores or (self.kind.default_score,)
 
     @property
     def threshold(self) -> Threshold:
@@ -182,13 +195,15 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     check_parameters(head, set(config.fixed))
     opened = open_cache(cache)
     dataset = opened[config.dataset] if config.dataset else opened.only()
-    sets = with_each_alone(dataset, feature_sets(head, dataset, config), config.fusion)
+    sets = feature_sets(head, dataset, config)
+    sets = with_each_alone(dataset, sets, config.fusion, searched=config.searches_features)
     _check_transform(config, sets)
     base, left_out = _common(dataset, sets, config.select)
     target = target_name(dataset.table, config.select.target)
     targets = _targets(base, target, config)
     kind = KINDS[targets.kind]
-    kind.check_score(config.score or kind.default_score)
+    for score in config.scores:
+        kind.check_score(score)
     if targets.kind == "single" and config.fusion.kind == "union":
         raise UsageError(f"'fusion: union' is for several labels per sample; the target {target!r} has one.")
     splits = make_splits(
@@ -212,7 +227,7 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
         target=target,
         targets=targets,
         splits=splits,
-        found=candidates(head, config.fixed, config.grid),
+        found=candidates(head, config.fixed, config.grid, config.search, config.n_iter, config.seed),
         jobs=config.jobs or _cores(),
         left_out=left_out,
         unseen=unseen,
@@ -249,15 +264,15 @@ def _cores() -> int:
 def _check_transform(config: HeadConfig, sets: Sequence[Features]) -> None:
     """Refuse what no fit could use, and a feature set that no choice of features has, before anything is fitted."""
     width = {name: dim for one in sets for name, dim in zip(one.names, one.dims, strict=True)}
-    build(config.transform, list(width), list(width.values()), config.seed)
-    for one in sets:
-        _steps(config, one)
+    for transform in config.axis("transform") or [config.transform]:
+        build(transform, list(width), list(width.values()), config.seed)
+        for one in sets:
+            _steps(config, one, for_sets(transform, one.names))
 
 
-def _steps(config: HeadConfig, features: Features) -> list[tuple[str, Any]]:
-    """Unfitted scikit-learn steps before the head, for one choice of features."""
+def _steps(config: HeadConfig, features: Features, transform: Any) -> list[tuple[str, Any]]:
+    """Unfitted scikit-learn steps before the head, for one choice of features and its own transform."""
     names, dims = features.names, features.dims
-    transform = for_sets(config.transform, names)
     if config.fusion.kind != "product" or len(names) < 2:
         return build(transform, names, dims, config.seed)
     from heads.product import product_steps
@@ -334,91 +349,165 @@ def _ready(task: Task, features: Features) -> _Ready:
     for name in ("train", "validation", "test"):
         of_split[getattr(task.splits, name)] = name
     rows = {name: np.flatnonzero(of_split[base_row] == name) for name in ("train", "validation", "test")}
-    x = inputs_for(task.head, features)
+    stored = streams_on(task)
+    _check_memory(task, features, stored)
+    x = inputs_for(task.head, features, stored=stored)
     weights = weights_of(features)
     return _Ready(features, x, task.codes[base_row], shared_groups(features), base_row, rows, weights)
 
 
+def streams_on(task: Task) -> bool:
+    """Whether the head reads the features as they are stored: it can, and no transform makes another matrix."""
+    return streams(task.head) and not _transforms(task)
+
+
+def _transforms(task: Task) -> bool:
+    """Whether some candidate is fitted on another matrix than that of the features; a product is one."""
+    return any(task.config.axis("transform") or [task.config.transform]) or task.config.fusion.kind == "product"
+
+
+def streams(head: Head) -> bool:
+    """Whether a kind of head can read features in their stored type; others get float32."""
+    return bool(getattr(getattr(head, "inner", head), "streams", False))
+
+
+def _check_memory(task: Task, features: Features, stored: bool) -> None:
+    """Refuse what would not fit, before anything is loaded."""
+    vectors = [one for one in features.sets if one.dim]  # word ids are small, and shared by all rows
+    half = all(one.single and one.file.layout.stored == "float16" for one in vectors)
+    transforms = _transforms(task)
+    found = memory.estimate(
+        len(features),
+        sum(features.dims),
+        2 if half else memory.FLOAT32,
+        streams=stored,
+        transforms=transforms,
+        searches=task.config.searches,
+    )
+    streaming = [name for name, head in HEADS.items() if streams(head)]
+    memory.check(task.head.name, label_of(features), found, streaming)
+
+
 def preview(task: Task) -> list[Preview]:
     """What ``fit`` will do for each choice of features, timed on a few rows."""
-    return [_preview(task, _ready(task, features)) for features in task.sets]
+    return [_preview(task, sets) for sets in _runs(task)]
 
 
-def _preview(task: Task, ready: _Ready) -> Preview:
-    fused = task.fuses_answers and len(ready.features.sets) > 1
-    fits = 0 if fused else _n_fits(task)
-    train = ready.rows["train"]
-    parameters = [{**task.config.fixed, **task.found.points[index]} for index in task.found.unique]
-    seconds = (
-        0.0
-        if fused
-        else estimate_seconds(
-            task.head,
-            parameters,
-            ready.x[train],
-            ready.codes[train],
-            fits,
-            len(train),
-            min(task.jobs, max(1, fits - 1)),
-            task.config.seed,
-        )
-    )
+def _runs(task: Task) -> list[tuple[Features, ...]]:
+    """The feature sets of each run: one each, or all of them where the search chooses."""
+    return [task.sets] if task.config.searches_features else [(one,) for one in task.sets]
+
+
+def _preview(task: Task, sets: Sequence[Features]) -> Preview:
+    """Timed on the widest set where the search chooses; fusing the answers of heads takes no fit."""
+    ready = _ready(task, max(sets, key=lambda one: sum(one.dims)))
+    fits, work = (0, 0.0) if task.fuses_answers and len(ready.features.sets) > 1 else _n_fits(task)
     samples = {name: len(getattr(task.splits, name)) for name in ("train", "validation", "test")}
     return Preview(
-        label_of(ready.features),
+        " or ".join(label_of(one) for one in sets),
         samples,
         ready.features.dims,
         len(task.found.points),
         fits,
-        seconds,
+        _seconds(task, ready, fits, work),
         task.left_out,
         task.splits.notes,
     )
 
 
-def _n_fits(task: Task) -> int:
-    """Trainings: unique candidates times folds (once on the validation split), the final ones, and for thresholds."""
-    out_of_fold = task.config.cv.folds if task.config.cv and task.holds_out and not len(task.splits.validation) else 0
-    final = (1 + out_of_fold) * task.config.seeds
+def _n_fits(task: Task) -> tuple[int, float]:
+    """Trainings, of the search, the final ones and for thresholds, and what they cost in fits on all training rows."""
+    once = (1 + _out_of_fold_fits(task)) * task.config.seeds
     if not task.config.searches:
-        return final
-    per_candidate = task.config.cv.folds if task.config.cv else 1
-    return len(task.found.unique) * per_candidate + final
+        return once, once
+    rungs, folds = _rungs(task), _n_folds(task)
+    return rungs.fits(folds) + once, rungs.work(folds) + once
 
 
-def fit(task: Task, *, progress: bool = False) -> list[FittedRun]:
-    """Fit and score one head per choice of features, on the same samples and splits."""
+def _seconds(task: Task, ready: _Ready, fits: int, work: float) -> float:
+    """About how long so many trainings take."""
+    if not fits:
+        return 0.0
+    train = ready.rows["train"]
+    parameters = [{**task.config.fixed, **of_head(task.found.points[index])} for index in task.found.unique]
+    x, codes, jobs = ready.x[train], ready.codes[train], min(task.jobs, max(1, fits - 1))
+    return estimate_seconds(task.head, parameters, x, codes, work, len(train), jobs, task.config.seed)
+
+
+def _out_of_fold_fits(task: Task) -> int:
+    """Trainings for probabilities of samples that the head was not trained on."""
+    return task.config.cv.folds if task.config.cv and task.holds_out and not len(task.splits.validation) else 0
+
+
+def _n_folds(task: Task) -> int:
+    """How often a search fits each candidate: folds, or once on the validation split."""
+    return task.config.cv.folds if task.config.cv else 1
+
+
+def _rungs(task: Task) -> Rungs:
+    parameters = [{**task.config.fixed, **of_head(task.found.points[index])} for index in task.found.unique]
+    n = len(task.splits.train)
+    rows = n - n // task.config.cv.folds if task.config.cv else n
+    return rungs_of(task.head, parameters, task.config.search, task.config.factor, rows, len(task.classes))
+
+
+def fit(task: Task, *, progress: bool = False, searches: Path | None = None) -> list[FittedRun]:
+    """Fit and score one head per choice of features, on the same samples and splits.
+
+    searches: folder where finished fits of a search are kept until the run is recorded, for one that is interrupted.
+    """
     if not task.fuses_answers:
-        return [_fit_one(task, _ready(task, features), progress) for features in task.sets]
+        return [_fit_one(task, sets, progress, searches) for sets in _runs(task)]
     runs: list[FittedRun] = []
     alone: dict[str, FittedRun] = {}
     for features in task.sets:  # each set alone comes first
-        ready = _ready(task, features)
         if len(features.sets) == 1:
-            run = alone[features.sets[0].file.fingerprint] = _fit_one(task, ready, progress)
+            run = alone[features.sets[0].file.fingerprint] = _fit_one(task, (features,), progress, searches)
         else:
-            run = _fuse(task, ready, [alone[one.file.fingerprint] for one in features.sets])
+            run = _fuse(task, _ready(task, features), [alone[one.file.fingerprint] for one in features.sets])
         runs.append(run)
     return runs
 
 
-def _fit_one(task: Task, ready: _Ready, progress: bool) -> FittedRun:
+def _place(task: Task, point: Mapping[str, Any]) -> int:
+    """Which of a run's feature sets a point of the grid chooses."""
+    return task.config.axis("features").index(point["features"]) if "features" in point else 0
+
+
+def _chosen(task: Task, sets: Sequence[Features], point: Mapping[str, Any]) -> tuple[Features, Any]:
+    """The features and the transform of a point of the grid."""
+    place = _place(task, point)
+    return sets[place], for_sets(point.get("transform", task.config.transform), sets[place].names)
+
+
+def _fit_one(task: Task, sets: Sequence[Features], progress: bool, searches: Path | None) -> FittedRun:
     began = time.perf_counter()
-    steps = _own_steps(task, ready)
-    found, splitter = _search(task, ready, steps, progress) if task.config.searches else (None, None)
+    held: dict[int, _Ready] = {}
+
+    def load(features: Features) -> _Ready:
+        """The matrix of one choice of features at a time."""
+        if id(features) not in held:
+            held.clear()
+            held[id(features)] = _ready(task, features)
+        return held[id(features)]
+
+    found, splitter = _search(task, sets, load, progress, searches) if task.config.searches else (None, None)
     point = task.found.points[found.best] if found is not None else {}
-    parameters = {**task.config.fixed, **point}
+    features, transform = _chosen(task, sets, point)
+    ready = load(features)
+    steps = _own_steps(task, ready.features, transform)
+    parameters = {**task.config.fixed, **of_head(point)}
     estimator = _fitted(task, ready, steps, parameters, ready.rows["train"])
-    run = _scored_run(task, ready, steps, parameters, estimator)
+    run = replace(_scored_run(task, ready, steps, parameters, estimator), transform=transform)
     repeats = _repeats(task, ready, parameters, run)
     notes = (*run.notes, *_convergence(found), *((repeats.said,) if repeats is not None else ()))
     seconds = time.perf_counter() - began
     return replace(run, search=found, splitter=splitter, repeats=repeats, notes=notes, seconds=seconds)
 
 
-def _own_steps(task: Task, ready: _Ready) -> list[tuple[str, Any]]:
-    """Unfitted transforms for these features, where the head reads vectors."""
-    return _steps(task.config, ready.features) if transforms_apply(task.head) else []
+def _own_steps(task: Task, features: Features, transform: Any) -> list[tuple[str, Any]]:
+    """Unfitted steps of a transform for these features, where the head reads vectors."""
+    return _steps(task.config, features, transform) if transforms_apply(task.head) else []
 
 
 def _repeats(task: Task, ready: _Ready, parameters: Mapping[str, Any], first: FittedRun) -> Repeats | None:
@@ -429,7 +518,7 @@ def _repeats(task: Task, ready: _Ready, parameters: Mapping[str, Any], first: Fi
     scores = [_values(first)]
     for seed in seeds[1:]:
         again = replace(task, config=task.config.model_copy(update={"seed": seed}))
-        steps = _own_steps(again, ready)
+        steps = _own_steps(again, ready.features, first.transform)
         estimator = _fitted(again, ready, steps, parameters, ready.rows["train"])
         scores.append(_values(_scored_run(again, ready, steps, parameters, estimator)))
     return gathered(seeds, scores)
@@ -462,13 +551,15 @@ def continued(task: Task, head: FittedHead, epochs: int) -> FittedRun:
         head.estimator,
         ready.x,
         ready.codes,
-        ready.rows["train"],
+        _repeated(task, ready, ready.rows["train"]),
         epochs,
         weights=ready.weights,
         held=ready.rows["validation"],
     )
-    run = _scored_run(task, ready, _own_steps(task, ready), task.config.fixed, head.estimator)
-    return replace(run, seconds=time.perf_counter() - began)
+    transform = for_sets(task.config.transform, ready.features.names)
+    steps = _own_steps(task, ready.features, transform)
+    run = _scored_run(task, ready, steps, task.config.fixed, head.estimator)
+    return replace(run, transform=transform, seconds=time.perf_counter() - began)
 
 
 def _scored_run(
@@ -574,9 +665,11 @@ def _of_union(task: Task, members: Sequence[FittedRun]) -> tuple[tuple[tuple[flo
 
 
 def _convergence(found: SearchResult | None) -> list[str]:
-    if found is None or not found.unconverged:
+    if found is None:
         return []
-    return [f"{found.unconverged} fits of the search ended at max_iter before they converged"]
+    resumed = f"{found.resumed} of {found.fits} fits of the search were finished before and are not repeated"
+    ended = f"{found.unconverged} fits of the search ended at max_iter before they converged"
+    return [*([resumed] if found.resumed else []), *([ended] if found.unconverged else [])]
 
 
 def _of_weights(ready: _Ready, estimator: Any) -> list[str]:
@@ -600,32 +693,68 @@ def _repeated(task: Task, ready: _Ready, rows: Rows) -> Rows:
     return oversampled(rows, ready.codes[rows], task.config.oversample)
 
 
-def _search(task: Task, ready: _Ready, steps: list[tuple[str, Any]], progress: bool) -> tuple[SearchResult, str]:
+def _search(
+    task: Task, sets: Sequence[Features], load: Callable[[Features], _Ready], progress: bool, searches: Path | None
+) -> tuple[SearchResult, str]:
     """Score every candidate on folds of the training rows, or on the validation split."""
-    train = ready.rows["train"]
-    if task.config.cv is not None:
-        used = train
-        parts, splitter = _folds(task, ready, task.config.cv)
-    else:
-        used = np.concatenate([train, ready.rows["validation"]])
-        parts = [(np.arange(len(train)), np.arange(len(train), len(used)))]
-        splitter = "the validation split"
-    parts = [(oversampled(kept, ready.codes[used[kept]], task.config.oversample), held) for kept, held in parts]
-    found = search(
+    splitters: list[str] = []
+
+    def data(features: Features) -> Data:
+        ready = load(features)
+        used, parts, splitter = _searched_rows(task, ready)
+        splitters.append(splitter)
+        weights = None if ready.weights is None else ready.weights[used]
+        return Data(ready.x[used], ready.codes[used], parts, weights)
+
+    made: dict[str, tuple[int, Choice]] = {}
+    choice_of = []
+    for index in task.found.unique:
+        features, transform = _chosen(task, sets, task.found.points[index])
+        key = repr((_place(task, task.found.points[index]), transform))
+        if key not in made:
+            steps = _own_steps(task, features, transform)
+            made[key] = len(made), Choice(steps, partial(data, features))
+        choice_of.append(made[key][0])
+    found = search_choices(
         task.head,
         task.found,
         task.config.fixed,
-        steps,
-        ready.x[used],
-        ready.codes[used],
-        parts,
-        task.score,
-        weights=None if ready.weights is None else ready.weights[used],
+        [choice for _, choice in made.values()],
+        choice_of,
+        _n_folds(task),
+        task.scores,
         seed=task.config.seed,
         jobs=task.jobs,
         progress=progress,
+        rungs=_rungs(task),
+        journal=journal_path(searches, _identity(task, sets)),
     )
-    return found, splitter
+    return found, splitters[0]
+
+
+def _searched_rows(task: Task, ready: _Ready) -> tuple[Rows, list[tuple[Rows, Rows]], str]:
+    """The units that a search uses, its folds among them, and what made the folds."""
+    used = train = ready.rows["train"]
+    if task.config.cv is not None:
+        parts, splitter = _folds(task, ready, task.config.cv)
+    else:
+        used = np.concatenate([train, ready.rows["validation"]])
+        parts, splitter = [(np.arange(len(train)), np.arange(len(train), len(used)))], "the validation split"
+    parts = [(oversampled(kept, ready.codes[used[kept]], task.config.oversample), held) for kept, held in parts]
+    return used, parts, splitter
+
+
+def _identity(task: Task, sets: Sequence[Features]) -> dict[str, Any]:
+    """What makes a search the same one when it is started again; its numbers are in the journal's keys."""
+    import sklearn
+
+    return {
+        "config": task.config.model_dump(exclude={"jobs"}),
+        "target": task.target,
+        "features": [[one.file.fingerprint for one in features.sets] for features in sets],
+        "splits": data_digest([task.splits.train, task.splits.validation, task.splits.test], task.classes),
+        "scikit-learn": sklearn.__version__,
+    }
 
 
 def _folds(task: Task, ready: _Ready, cv: Folds) -> tuple[list[tuple[Rows, Rows]], str]:

@@ -45,7 +45,7 @@ def fit_pipeline(
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "Label .* is present in all training examples")  # said in a note
         try:
-            own = x[rows] if transforms is None else transforms.fit_transform(x[rows], codes[rows])
+            own = taken(x, rows) if transforms is None else transforms.fit_transform(taken(x, rows), codes[rows])
             options: dict[str, Any] = {}
             if weights is not None and (weight := weight_parameter(estimator)) is not None:
                 options[weight] = weights[rows]
@@ -55,6 +55,12 @@ def fit_pipeline(
         except UNFIT as error:
             raise UsageError(f"scikit-learn cannot fit the head {name!r}: {error}") from error
     return Pipeline([*(transforms.steps if transforms is not None else []), ("head", estimator)])
+
+
+def taken(x: Any, rows: Rows) -> Any:
+    """Some rows of a matrix: a view where they lie together, so that nothing is copied."""
+    together = len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+    return x[rows[0] : rows[-1] + 1] if together else x[rows]
 
 
 def continue_pipeline(
@@ -71,19 +77,17 @@ def continue_pipeline(
 
     rows, weights, held: as in ``fit_pipeline``. Raises UsageError for a head that is not trained by epochs.
     """
-    from sklearn.utils.validation import has_fit_parameter
-
     estimator = pipeline[-1]
     if not hasattr(estimator, "continue_fit"):
         kind = type(estimator).__name__
         raise UsageError(f"A {kind} is not trained by epochs: there is nothing to go on with. Fit it again instead.")
     transforms = pipeline[:-1] if len(pipeline) > 1 else None
     options: dict[str, Any] = {}
-    if weights is not None and has_fit_parameter(estimator, "sample_weight"):
-        options["sample_weight"] = weights[rows]
+    if weights is not None and (weight := weight_parameter(estimator)) is not None:
+        options[weight] = weights[rows]
     if held is not None and len(held):
         options["validation"] = x[held] if transforms is None else transforms.transform(x[held]), codes[held]
-    own = x[rows] if transforms is None else transforms.transform(x[rows])
+    own = taken(x, rows) if transforms is None else transforms.transform(taken(x, rows))
     estimator.continue_fit(own, codes[rows], epochs, **options)
 
 

@@ -27,10 +27,12 @@ def feature_sets(head: Head, dataset: CachedDataset, config: HeadConfig) -> tupl
     """The choices of features that a configuration compares; of a head that reads texts, the samples with texts."""
     captions = config.select.captions
     if reads(head) == TEXTS:
-        if config.features is not None:
+        if config.features is not None or config.searches_features:
             raise UsageError(f"The head {head.name!r} reads the texts themselves: it takes no feature sets.")
+        if config.axis("transform"):
+            raise UsageError(f"The head {head.name!r} reads the texts themselves: there are no transforms to try.")
         return (text_units(dataset.table, captions),)
-    chosen = config.features if config.features is not None else [[]]
+    chosen = config.axis("features") or (config.features if config.features is not None else [[]])
     opened = dataset.with_words if reads(head) == TOKENS else dataset.features
     sets = tuple(opened(*names, captions=captions) for names in chosen)
     if reads(head) == TOKENS:
@@ -39,15 +41,18 @@ def feature_sets(head: Head, dataset: CachedDataset, config: HeadConfig) -> tupl
     return sets
 
 
-def with_each_alone(dataset: CachedDataset, sets: tuple[Features, ...], fusion: Fusion) -> tuple[Features, ...]:
+def with_each_alone(
+    dataset: CachedDataset, sets: tuple[Features, ...], fusion: Fusion, *, searched: bool = False
+) -> tuple[Features, ...]:
     """The choices of features; where the fusion asks for it, each feature set that is fused also alone, and first.
 
+    searched: the search chooses among them, as they are listed: none is added.
     Raises UsageError where nothing is fused by a fusion that is more than side by side.
     """
     fused = [one for one in sets if len(one.sets) > 1]
     if fusion.kind != "concat" and not fused:
         raise UsageError(f"'fusion: {fusion.kind}' needs a choice of several feature sets; none has more than one.")
-    if not fusion.alone:
+    if searched or not fusion.alone:
         return sets
     alone = {one.sets[0].file.fingerprint: one for one in sets if len(one.sets) == 1}
     for own in (own for one in fused for own in one.sets):
@@ -57,12 +62,15 @@ def with_each_alone(dataset: CachedDataset, sets: tuple[Features, ...], fusion: 
     return (*alone.values(), *fused)
 
 
-def inputs_for(head: Head, features: Features) -> Any:
+def inputs_for(head: Head, features: Features, *, stored: bool = False) -> Any:
     """What the head is fitted on, a row per unit: float32 (units, sum of dims), or texts, object (units,).
 
-    Where word ids are among the feature sets: ``Sequences``.
+    Where word ids are among the feature sets: ``Sequences``. stored: vectors in the type that they are stored in,
+    instead of float32.
     """
-    return texts_of(features) if reads(head) == TEXTS else rows_of(features)
+    if reads(head) == TEXTS:
+        return texts_of(features)
+    return features.matrix() if stored and reads(head) == VECTORS else rows_of(features)
 
 
 def label_of(features: Features) -> str:

@@ -12,9 +12,13 @@ _ONLY_WITH = {"sgd": {"momentum"}, "step": {"step_size", "gamma"}}
 
 
 class Mlp:
-    """``MLPHead``: widths, batch norm, dropout, schedules, early stopping."""
+    """``MLPHead``: widths, batch norm, dropout, schedules, early stopping.
+
+    streams: without a transform it reads the features in their stored type where they lie.
+    """
 
     name = "mlp"
+    streams = True
 
     def estimator(self) -> Any:
         """The class of the estimator."""

@@ -19,19 +19,21 @@ from embedcache.errors import DataNotFoundError, UsageError
 from embedcache.files import replacing, write_json
 from embedcache.samples import read_parquet, write_parquet
 from embedcache.view import Features
-from heads import training_state
-from heads.config import Fusion, HeadConfig, plain, to_yaml
+from heads import curves, training_state
+from heads.config import AXES, Fusion, HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
 from heads.fitting import history_of
 from heads.inputs import TEXTS, seen
 from heads.kinds import KINDS, KindName
-from heads.metrics import NOWHERE, Interval, interval, rank_of_truth
+from heads.metrics import NOWHERE, Interval, interval, rank_of_truth, worst_pairs
 from heads.multilabel import LabelRow, label_table
 from heads.saved import label_sets
 from heads.thresholds import decide
 from heads.transforms import for_sets
 
 TOP = 5
+COMPARISON = "comparison.json"
+CURVE, CURVE_PLOT = "learning_curve.csv", "learning_curve.png"
 CONFIG, METRICS_FILE, CV_RESULTS, HISTORY, PREDICTIONS, SEEN, HEAD = (
     "config.yaml",
     "metrics.json",
@@ -93,18 +95,45 @@ def write(task: Task, runs: Sequence[FittedRun], out: Path) -> tuple[Path, Compa
             write_config(folder / name, _of_one(config, run.features))
         comparison = compare(task, runs, folders)
         if comparison is not None:
-            write_json(folder / "comparison.json", asdict(comparison))
+            write_json(folder / COMPARISON, asdict(comparison))
+        if searched := [row for run in runs if run.search for row in _named(run)]:
+            _write_rows(folder / CV_RESULTS, searched)
     _point_latest(out, folder)
+    for run in runs:
+        if run.search is not None and run.search.journal is not None:
+            run.search.journal.unlink(missing_ok=True)  # what it was kept for is recorded
     return folder, comparison
+
+
+def _named(run: FittedRun) -> list[dict[str, Any]]:
+    """The rows of a run's search, with its features, for one table of all."""
+    assert run.search is not None
+    return [{"param_features": run.label, **row} for row in run.search.rows]
 
 
 def resolved(task: Task) -> HeadConfig:
     """The configuration with what was looked up written out: data set, target, feature sets by fingerprint."""
     select = task.config.select.model_copy(update={"target": task.target})
-    features = [_names(one) for one in task.sets if one.sets] or None
+    config, features = _with_fingerprints(task)
     threshold = task.threshold if task.targets.kind == "multi" else None
     found = {"dataset": task.dataset.name, "features": features, "select": select}
-    return task.config.model_copy(update={**found, "score": task.score, "threshold": threshold})
+    score = list(task.scores) if len(task.scores) > 1 else task.score
+    return config.model_copy(update={**found, "score": score, "threshold": threshold})
+
+
+def _with_fingerprints(task: Task) -> tuple[HeadConfig, list[list[str]] | None]:
+    """The configuration and its features by fingerprint; where the search chooses among them, in the grid."""
+    names = [_names(one) for one in task.sets]
+    if not task.config.searches_features:
+        return task.config, [one for one in names if one] or None
+    axis = task.config.axis("features")
+    grids = task.config.grid if isinstance(task.config.grid, list) else [task.config.grid]
+    named = [
+        {**one, "features": [names[axis.index(item)] for item in one["features"]]} if "features" in one else one
+        for one in grids
+    ]
+    grid = named if isinstance(task.config.grid, list) else named[0]
+    return task.config.model_copy(update={"grid": grid}), None
 
 
 def _of_one(config: HeadConfig, features: Features) -> HeadConfig:
@@ -151,6 +180,10 @@ def write_run(folder: Path, task: Task, run: FittedRun) -> None:
         _write_rows(folder / CV_RESULTS, run.search.rows)
     if epochs := history_of(run.head.estimator):
         _write_rows(folder / HISTORY, epochs)
+    if run.curve:
+        _write_rows(folder / CURVE, curves.rows_of(run.curve))
+        with replacing(folder / CURVE_PLOT) as beside:
+            curves.plot(run.curve).savefig(beside, format="png", dpi=110)
     write_parquet(folder / PREDICTIONS, predictions(run, task.unseen))
     whole = next(one for one in task.sets if one.names == run.features.names)
     write_parquet(folder / SEEN, seen(whole))
@@ -169,6 +202,7 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
         "captions": run.head.captions,
         "head": run.head.head,
         "parameters": plain(run.parameters),
+        "transform": plain(run.transform),
         "classes": len(run.head.classes),
         **({"vocabulary": asdict(task.vocabulary)} if task.vocabulary is not None else {}),
         "samples": dict(run.counts),
@@ -185,9 +219,29 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
             if (parts := {name: one.by_type for name, one in run.scored.items() if one.by_type})
             else {}
         ),
+        **({"confusions": pairs} if (pairs := confusions(run, task.unseen)) else {}),
+        **({"learning_curve": curves.rows_of(run.curve)} if run.curve else {}),
         "search": _search_document(run, task),
         "notes": list(run.notes),
         "seconds": round(run.seconds, 3),
+    }
+
+
+def confusions(run: FittedRun, unseen: Sequence[Any] = ()) -> dict[str, list[dict[str, Any]]]:
+    """Of each scored split the most frequent confusions of one class with another; none for several labels per sample.
+
+    unseen: labels that no class has, by the codes beyond the classes.
+    """
+    if run.head.kind != "single":
+        return {}
+    names = [*run.head.classes, *unseen]
+    return {
+        split: [
+            {**asdict(pair), "truth": names[pair.truth], "predicted": names[pair.predicted]}
+            for pair in worst_pairs(scored.truth, scored.probabilities.argmax(1))
+        ]
+        for split, scored in run.scored.items()
+        if scored.scores
     }
 
 
@@ -222,6 +276,9 @@ def _search_document(run: FittedRun, task: Task) -> dict[str, Any] | None:
         "fitted": len(task.found.unique),
         "splitter": run.splitter,
         "score": task.score,
+        **({"scores": list(task.scores)} if len(task.scores) > 1 else {}),
+        **({"search": task.config.search} if task.config.search != "grid" else {}),
+        **{name: best[f"param_{name}"] for name in AXES if f"param_{name}" in best},
         "best_mean_test_score": best["mean_test_score"],
         "best_std_test_score": best["std_test_score"],
         "seconds": round(run.search.seconds, 3),

@@ -13,10 +13,11 @@ from typing import Any, Final
 import numpy as np
 
 from embedcache.files import replacing
+from heads import curves
 from heads.fit import FittedRun, Scored, Task
 from heads.metrics import ClassCounts, Codes, Interval, class_counts, confusion
 from heads.multilabel import LabelRow
-from heads.record import Comparison, label_tables
+from heads.record import Comparison, confusions, label_tables
 from heads.repeats import Repeats
 
 PAGE: Final = "report.html"
@@ -59,7 +60,7 @@ def write(folder: Path, task: Task, runs: Sequence[FittedRun], comparison: Compa
     if comparison is not None:
         parts += _comparison(comparison)
     for run in runs:
-        parts += _run(run, shared=task.splits.notes)
+        parts += _run(run, task.splits.notes, task.unseen)
     page = _document(title, "\n".join(parts))
     with replacing(folder / PAGE) as beside:
         beside.write_text(page, encoding="utf-8")
@@ -117,7 +118,7 @@ def _comparison(found: Comparison) -> list[str]:
     ]
 
 
-def _run(run: FittedRun, shared: Sequence[str]) -> list[str]:
+def _run(run: FittedRun, shared: Sequence[str], unseen: Sequence[Any]) -> list[str]:
     parts = [f"<h2>{_text(run.label)}</h2>"]
     scored = {split: one for split, one in run.scored.items() if one.scores}
     if scored:
@@ -138,13 +139,41 @@ def _run(run: FittedRun, shared: Sequence[str]) -> list[str]:
     parts.append(_facts(facts))
     if run.search is not None:
         parts += _search_table(run)
+    if run.curve:
+        parts += _learning_curve(run)
     last = next((split for split in ("test", "validation") if split in scored), None)
     if last is not None and run.head.kind == "multi":
         parts += _label_table(label_tables(run)[last], last)
     elif last is not None:
         parts += [_by_type(name, rows) for name, rows in scored[last].by_type.items()]
         parts.append(_picture(_confusion_plot(run, scored[last], last), f"confusion matrix of {last}"))
+        parts += _worst_pairs(confusions(run, unseen)[last], last)
     return parts
+
+
+def _learning_curve(run: FittedRun) -> list[str]:
+    """Scores by number of training rows, as a table and as a picture."""
+    head = ("training rows", f"{run.curve[0].split} {curves.headline(run.curve)}", "seconds")
+    return [
+        "<h3>Learning curve</h3>",
+        _table(head, curve_cells(run)),
+        _picture(curves.plot(run.curve), "score by number of training rows"),
+    ]
+
+
+def curve_cells(run: FittedRun) -> list[tuple[str, str, str]]:
+    """A row of text per point of the learning curve: rows, first score with its interval, seconds."""
+    name = curves.headline(run.curve) if run.curve else ""
+    return [(f"{one.rows:,}", shown(name, one.scores[name]), f"{one.seconds:.1f}") for one in run.curve]
+
+
+def _worst_pairs(pairs: Sequence[Mapping[str, Any]], split: str) -> list[str]:
+    """The most frequent confusions; nothing where there is no error."""
+    if not pairs:
+        return []
+    rows = [(one["truth"], one["predicted"], f"{one['count']:,}", f"{100 * one['share']:.1f} %") for one in pairs]
+    head = ("truth", "predicted", "samples", "share of the class")
+    return [f"<p class=sub>The most frequent confusions on {_text(split)}:</p>", _table(head, rows)]
 
 
 def _repeats(found: Repeats) -> list[str]:

@@ -72,7 +72,7 @@ def test_every_wrong_key_is_named_at_once() -> None:
         ({"select": {"filter": {"answer": {}}}}, "answer: a range is written"),
         ({"select": {"filter": {"answer": {"from": 3, "to": 1}}}}, "no number is from 3 to 1"),
         ({"fusion": "sum"}, "fusion.kind: .*'concat'"),
-        ({"search": "random"}, "search: .*'grid'"),
+        ({"search": "best"}, "search: .*'grid'"),
         ({"select": {"captions": "all"}}, "select.captions: .*'mean', 'first' or 'each'"),
         ({"select": {"limit": 0}}, "select.limit: "),
         ({"jobs": 0}, "jobs: "),

@@ -24,6 +24,17 @@ def random_case(seed: int, n: int = 60, classes: int = 7, present: int | None = 
     return truth, probabilities / probabilities.sum(1, keepdims=True)
 
 
+def calibration_error(truth: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
+    """Equation 3 of Guo et al. (2017), bin by bin: the bin m holds confidences in ((m - 1) / M, m / M]."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+    total = 0.0
+    for m in range(1, bins + 1):
+        inside = (confidence > (m - 1) / bins) & (confidence <= m / bins)
+        if inside.any():
+            total += inside.sum() / len(truth) * abs(right[inside].mean() - confidence[inside].mean())
+    return float(total)
+
+
 @pytest.mark.parametrize("present", [7, 3, 1])
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_equal_scikit_learns(seed: int, present: int) -> None:
@@ -37,7 +48,9 @@ def test_scores_equal_scikit_learns(seed: int, present: int) -> None:
             "top_5_accuracy": reference.top_k_accuracy_score(truth, probabilities, k=5, labels=labels),
             "balanced_accuracy": reference.balanced_accuracy_score(truth, predicted),
             "macro_f1": reference.f1_score(truth, predicted, average="macro"),
+            "weighted_f1": reference.f1_score(truth, predicted, average="weighted"),
             "log_loss": reference.log_loss(truth, probabilities, labels=labels),
+            "expected_calibration_error": calibration_error(truth, probabilities),
         }
     found = {name: metric(truth, probabilities) for name, metric in METRICS.items()}
     assert found == pytest.approx(expected, rel=1e-12)
@@ -104,6 +117,29 @@ def test_confusion_and_its_margins_agree_with_scikit_learn() -> None:
     assert (counts.truth == matrix.sum(1)).all()
     assert (counts.predicted == matrix.sum(0)).all()
     assert (counts.hits == np.diagonal(matrix)).all()
+
+
+def test_the_worst_pairs_are_the_largest_cells_beside_the_diagonal() -> None:
+    truth, probabilities = random_case(8, n=400)
+    predicted = probabilities.argmax(1)
+    matrix = reference.confusion_matrix(truth, predicted, labels=np.arange(7))
+    cells = [(int(matrix[i, j]), i, j) for i in range(7) for j in range(7) if i != j and matrix[i, j]]
+    cells.sort(key=lambda cell: (-cell[0], cell[1], cell[2]))
+    found = metrics.worst_pairs(truth, predicted)
+    assert [(one.count, one.truth, one.predicted) for one in found] == cells[:20]
+    assert found[0].share == pytest.approx(cells[0][0] / matrix[cells[0][1]].sum())
+    assert metrics.worst_pairs(truth, truth) == []
+
+
+def test_labels_that_no_class_has_are_confused_too() -> None:
+    found = metrics.worst_pairs(np.array([5, 5, 0]), np.array([1, 1, 0]))
+    assert [(one.truth, one.predicted, one.count, one.share) for one in found] == [(5, 1, 2, 1.0)]
+
+
+@pytest.mark.parametrize("sure", [0.5, 0.75, 1.0])
+def test_calibration_of_hand_made_confidence(sure: float) -> None:
+    truth, probabilities = np.array([0, 0, 0, 1]), np.tile([sure, 1 - sure], (4, 1))
+    assert metrics.expected_calibration_error(truth, probabilities) == pytest.approx(abs(0.75 - sure))
 
 
 def test_each_draw_is_the_metric_of_the_drawn_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +239,9 @@ def test_labels_that_no_class_has_are_wrong_everywhere(seed: int, classes: int) 
         occurring = np.union1d(truth[known], predicted)
         assert metrics.macro_f1(truth, probabilities) == pytest.approx(
             reference.f1_score(truth, predicted, average="macro", labels=occurring)
+        )
+        assert metrics.weighted_f1(truth, probabilities) == pytest.approx(
+            reference.f1_score(truth, predicted, average="weighted")
         )
         assert metrics.log_loss(truth, probabilities) == pytest.approx(reference.log_loss(truth, wide, labels=labels))
     assert (rank_of_truth(truth, probabilities)[~known] == metrics.NOWHERE).all()

@@ -77,7 +77,7 @@ def test_the_page_of_a_head_shows_its_scores_and_a_confusion_matrix(tmp_path: Pa
     assert page.rows[1][0] == "accuracy"
     assert page.rows[1][2] == f"{100 * test.value:.1f} % ({100 * test.low:.1f} to {100 * test.high:.1f})"
     loss = run.scored["test"].scores["log_loss"]
-    assert page.rows[5][2] == f"{loss.value:.3f} ({loss.low:.3f} to {loss.high:.3f})"
+    assert page.rows[6][2] == f"{loss.value:.3f} ({loss.low:.3f} to {loss.high:.3f})"
     assert len(page.pictures) == 1
     assert "38 samples in train" in page.items
     assert f"my-image: 4 numbers, fingerprint {run.head.features[0].fingerprint}" in page.items

@@ -11,7 +11,7 @@ from sklearn.pipeline import Pipeline
 
 from embedcache.errors import UnknownNameError, UsageError
 from heads import grid as grids
-from heads.grid import _transformed
+from heads.grid import Data, _transformed
 from heads.transforms import build, for_sets
 from tests.heads_helpers import add_features, captioned, fitted, image_name, prepared, separable
 
@@ -87,7 +87,8 @@ def test_held_out_rows_change_nothing_that_a_fold_learns() -> None:
     train, held = np.arange(3), np.array([3])
     far = X.copy()
     far[3] = 1e6
-    near_fold, far_fold = (next(_transformed(steps, x, np.zeros(4, np.int64), [(train, held)], None)) for x in (X, far))
+    fold = (train, held)
+    near_fold, far_fold = (_transformed(steps, Data(x, np.zeros(4, np.int64), [fold]), fold) for x in (X, far))
     assert (near_fold.x_train == far_fold.x_train).all()
     assert np.abs(far_fold.x_test).max() > 1e5
     assert not hasattr(steps[0][1], "mean_")
@@ -134,9 +135,8 @@ def test_transforms_of_a_fold_are_fitted_once_for_all_candidates(
     real = grids._transformed
 
     def counting(*args: Any) -> Any:
-        for fold in real(*args):
-            fits.append(fold)
-            yield fold
+        fits.append(real(*args))
+        return fits[-1]
 
     monkeypatch.setattr(grids, "_transformed", counting)
     fitted(tmp_path, grid={"C": [0.1, 1.0, 10.0]}, cv={"folds": 2})
