@@ -210,16 +210,8 @@ def train(
     for _ in range(options.epochs):
         began = time.perf_counter()
         rate = optimizer.param_groups[0]["lr"]
-        module.train()
-        for batch in inputs.epoch(chosen, options.batch_size, generator):
-            if len(batch) == 1 and _normalises(module):
-                continue  # a batch of one has no variance
-            each = loss(module(inputs.batch(batch)), targets[batch])
-            optimizer.zero_grad(set_to_none=True)
-            _mean(each, None if weights is None else weights[batch]).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            if schedule.each_step:
-                schedule.step()
+        batches = inputs.epoch(chosen, options.batch_size, generator)
+        _pass_over(batches, module, inputs, targets, weights, loss, optimizer, schedule)
         line = {"epoch": state.epochs + 1, "learning_rate": rate, "seconds": 0.0}
         line |= _named("train", evaluate(module, inputs, targets, scored, loss))
         if validation is not None:
@@ -243,6 +235,29 @@ def train(
         module.load_state_dict(state.best)
     module.eval()
     return state
+
+
+def _pass_over(
+    batches: Iterator[Tensor],
+    module: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    weights: Tensor | None,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    schedule: _Schedule,
+) -> None:
+    """One epoch of steps."""
+    module.train()
+    for batch in batches:
+        if len(batch) == 1 and _normalises(module):
+            continue  # a batch of one has no variance
+        each = loss(module(inputs.batch(batch)), targets[batch])
+        optimizer.zero_grad(set_to_none=True)
+        _mean(each, None if weights is None else weights[batch]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if schedule.each_step:
+            schedule.step()
 
 
 def _mean(each: Tensor, weights: Tensor | None) -> Tensor:
