@@ -75,10 +75,6 @@ class Run:
         self.seconds = 0.0
         self.outcome: Outcome | None = None
 
-    def execute(self) -> Outcome:
-        """Copy, encode, commit, seal."""
-        return execute_together([self])[0]
-
     def steps(self) -> Generator[bool]:
         """All of it once the encoder is loaded, span by span; ``outcome`` is there when it ends.
 
