@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,13 +26,19 @@ if TYPE_CHECKING:
     from embedcache.extraction import Extraction
     from embedcache.housekeeping import LeftOver
     from embedcache.verification import FileReport
-    from heads.fit import FittedRun, Preview
+    from heads.config import HeadConfig
+    from heads.fit import FittedRun, Preview, Task
     from heads.item_files import ItemFile
     from heads.predict import Empty, ItemPredictor, Predictions
     from heads.record import Comparison
     from heads.repeats import Repeats
+    from heads.table import Source
+    from heads.table import Table as HeadTable
+    from heads.table_run import FittedTable
 
 INTERRUPTED = 130
+MANY_COLUMNS = 8
+"""Of a table: more are set with less room between them."""
 
 
 class _Commands(TyperGroup):
@@ -116,11 +123,12 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is no JSON")
 
 
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+def _table(*columns: str, right: Sequence[str] = (), tight: bool = False) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    padding = (0, 1, 0, 0) if tight else (0, 1)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, padding=padding)
     for column in columns:
         number = column in right
         table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
@@ -335,15 +343,24 @@ def _size(nbytes: float) -> str:
 @app.command("fit-head")
 def fit_head(
     grid: Annotated[str | None, typer.Option(help="Grid file, here or among the ready ones.")] = None,
-    head: Annotated[str | None, typer.Option(help="Kind of head; default: logistic.")] = None,
+    head: Annotated[
+        list[str] | None, typer.Option(help="Kind of head; default: logistic. Repeating it compares.")
+    ] = None,
     dataset: DatasetOption = None,
     features: Annotated[
         list[str] | None, typer.Option(help="Feature sets: commas fuse, repeating the option compares.")
     ] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="key=value over the grid file.")] = None,
+    rows: Annotated[
+        list[str] | None, typer.Option("--row", help="Of a grid file with rows, fit this one; may be repeated.")
+    ] = None,
     cache: CacheOption = Path("cache"),
     out: OutOption = Path("runs"),
     extract_missing: Annotated[bool, typer.Option("--extract", help="Extract features that are missing.")] = False,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(envvar="EMBEDCACHE_DATA", help="Where --extract finds a data set that the cache lacks."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many fits and how long, and fit nothing.")
     ] = False,
@@ -361,37 +378,193 @@ def fit_head(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a head, a search over heads, or one head on several choices of features, from the cache."""
+    from embedcache.errors import UsageError
     from heads import config as configs
-    from heads import curves, fit, searching
-
-    sizes = curves.read_sizes(learning_curve) if learning_curve else ()
+    from heads import curves, table
 
     if continued is not None or epochs is not None:
-        others = (grid, head, dataset, features, assignments, dry_run, extract_missing, max_size, learning_curve)
+        others = (grid, head, dataset, features, assignments, rows, dry_run, extract_missing, max_size, learning_curve)
         _go_on(continued, epochs, cache, out, as_json, alone=not any(others))
         return
+    limit, where = _limit(max_size), dict(_assignment(one) for one in checkpoint or [])
+    sizes = curves.read_sizes(learning_curve) if learning_curve else ()
+    wants = _Wants(cache, out, data, extract_missing, dry_run, as_json, limit, where, sizes)
     document: dict[str, Any] = configs.read_grid(configs.find_grid(grid)) if grid else {}
-    document |= {key: value for key, value in (("head", head), ("dataset", dataset)) if value is not None}
+    where_from = grid or "the options"
+    if len(head or ()) > 1 or table.is_table(document):
+        made = _table_of(document, where_from, head or [], features or [], dataset, assignments or [], rows or [])
+        _fit_table(made, Path(grid).stem if grid else "heads", wants)
+        return
+    if rows:
+        raise UsageError(f"--row is for a grid file that has rows; {where_from} has none.")
+    document |= {key: value for key, value in (("head", head and head[0]), ("dataset", dataset)) if value}
     if features:
         document["features"] = features[0] if len(features) == 1 else [[one] for one in features]
-    parsed = configs.parse(configs.override(document, assignments or []), grid or "the options")
-    task = _prepared(parsed, cache, extract_missing)
-    if sizes:
+    _fit_one(configs.parse(configs.override(document, assignments or []), where_from), wants)
+
+
+@dataclass(frozen=True)
+class _Wants:
+    """What the options of ``fit-head`` say besides which heads."""
+
+    cache: Path
+    out: Path
+    data: list[Path] | None
+    extract: bool
+    dry_run: bool
+    as_json: bool
+    limit: int | None
+    checkpoints: Mapping[str, str]
+    sizes: tuple[int, ...]
+
+
+def _fit_one(parsed: HeadConfig, wants: _Wants) -> None:
+    """Fit one kind of head on each choice of features; record and print it."""
+    from heads import curves, fit, searching
+
+    if wants.extract:
+        _extract_lacking([parsed], wants.cache, wants.data, None)
+    task = fit.prepare(parsed, wants.cache)
+    if wants.sizes:
         curves.check(task)
-    limit, where = _limit(max_size), dict(_assignment(one) for one in checkpoint or [])
-    if limit is not None:
-        _hold_to(limit, task, where)
+    if wants.limit is not None:
+        _hold_to(wants.limit, [task], wants.checkpoints)
     previews = fit.preview(task)
-    if not as_json or dry_run:
-        _print_previews(previews, as_json)
-    if dry_run:
+    if not wants.as_json or wants.dry_run:
+        _print_previews(previews, wants.as_json)
+    if wants.dry_run:
         return
-    runs = fit.fit(task, progress=not as_json, searches=out / searching.FOLDER)
-    if sizes:
-        runs = [curves.learning_curve(task, run, sizes) for run in runs]
-    folder = _recorded(task, runs, out, as_json)
-    if limit is not None:
-        _measured(folder, limit, where)
+    runs = fit.fit(task, progress=not wants.as_json, searches=wants.out / searching.FOLDER)
+    if wants.sizes:
+        runs = [curves.learning_curve(task, run, wants.sizes) for run in runs]
+    folder = _recorded(task, runs, wants.out, wants.as_json)
+    if wants.limit is not None:
+        _measured(folder, wants.limit, wants.checkpoints)
+
+
+def _table_of(
+    document: dict[str, Any],
+    where: str,
+    heads: list[str],
+    features: list[str],
+    dataset: str | None,
+    assignments: list[str],
+    rows: list[str],
+) -> HeadTable:
+    """The table that a grid file with rows, or several ``--head``, mean."""
+    from embedcache.errors import UsageError
+    from heads import table
+
+    if heads:
+        document = table.of_choices(document, heads, features, where)
+    elif features:
+        raise UsageError(f"The rows of {where} name their features: leave --features out, or --set features=[a, b].")
+    stated = [f"dataset={dataset}"] if dataset else []
+    return table.chosen_rows(table.parse_table(document, [*stated, *assignments], where), rows)
+
+
+def _fit_table(table: HeadTable, name: str, wants: _Wants) -> None:
+    """Fit and record every row; print the table."""
+    from dataclasses import asdict
+
+    from embedcache.errors import UsageError
+    from heads import fit, lacking, searching, table_run, table_text
+
+    if wants.sizes:
+        raise UsageError("--learning-curve is for one head, not for a table of several.")
+    if wants.extract:
+        _extract_lacking(table.configs, wants.cache, wants.data, table.config.data)
+    lacking.check(table.configs, wants.cache, table.config.data, "" if wants.extract else ", add --extract, or")
+    prepared = table_run.prepare_table(table, wants.cache)
+    if wants.limit is not None:
+        _hold_to(wants.limit, prepared.tasks, wants.checkpoints)
+    if wants.dry_run:
+        previews = {table_run.label(table, config): fit.preview(task) for config, task in prepared.items()}
+        _print_row_previews(previews, wants.as_json)
+        return
+    folder, fitted = table_run.fit_table(
+        prepared,
+        wants.out,
+        name=name,
+        progress=not wants.as_json,
+        searches=wants.out / searching.FOLDER,
+        checkpoints=wants.checkpoints,
+        said=(lambda _: None) if wants.as_json else _say,
+    )
+    page = table_text.write(folder, fitted)
+    if wants.as_json:
+        _print_json({"run": folder, **asdict(fitted)})
+    else:
+        _print_table(fitted)
+        typer.echo(f"\n{folder}  ({page.name}, {table_text.MARKDOWN}, a run per head)")
+    if wants.limit is not None:
+        _measured(folder, wants.limit, wants.checkpoints)
+
+
+def _print_row_previews(previews: Mapping[str, Sequence[Preview]], as_json: bool) -> None:
+    """What each row is going to cost."""
+    if as_json:
+        from dataclasses import asdict
+
+        _print_json({name: [asdict(one) for one in found] for name, found in previews.items()})
+        return
+    splits = ("train", "validation", "test")
+    table = _table("head", *splits, "numbers", "fits", "at most", right=(*splits, "numbers", "fits", "at most"))
+    for name, (*_, one) in previews.items():
+        counts = (f"{one.samples[split]:,}" for split in splits)
+        fits, seconds = (sum(getattr(part, what) for part in previews[name]) for what in ("fits", "seconds"))
+        table.add_row(name, *counts, f"{sum(one.dims):,}", f"{fits:,}", _duration(seconds))
+    _show(table)
+    every = [one for found in previews.values() for one in found]
+    for note in dict.fromkeys(note for one in every for note in one.notes):
+        _echo(note, "note: ")
+    _echo(f"{len(previews)} heads, at most about {_duration(sum(one.seconds for one in every))}")
+
+
+def _print_table(found: FittedTable) -> None:
+    """A table of several heads, with what is to be said below it."""
+    from rich.console import Console
+
+    from heads import table_text
+
+    lines = table_text.for_width(found, Console().width)
+    if found.title:
+        _echo(found.title)
+    headings = [table_text.heading_lines(one) for one in lines.columns]
+    numbers = [heading for heading, one in zip(headings, lines.columns, strict=True) if one.number]
+    table = _table(*headings, right=numbers, tight=len(headings) > MANY_COLUMNS)
+    for row in lines.rows:
+        table.add_row(*row)
+    _show(table)
+    for note in lines.notes:
+        _echo(note, "note: ")
+
+
+def _extract_lacking(
+    configs: Sequence[HeadConfig], cache: Path, data: list[Path] | None, source: Source | None
+) -> None:
+    """Extract what these heads need and the cache lacks. source: how a data set that it does not know is read."""
+    import embedcache as ec
+    from heads import lacking
+
+    done: list[lacking.Lacking] = []
+    while missing := [one for one in lacking.lacking(configs, cache) if one not in done]:
+        one = missing[0]
+        done.append(one)
+        settings, options = ec.BackboneSettings(**one.settings), ec.Options(progress=True)
+        if one.known or source is None:
+            ec.extract(one.dataset, data, backbones=one.backbones, cache=cache, settings=settings, options=options)
+            continue
+        ec.extract(
+            source.adapter,
+            data,
+            backbones=one.backbones,
+            name=one.dataset,
+            cache=cache,
+            settings=settings,
+            options=options,
+            **source.options,
+        )
 
 
 def _recorded(task: Any, runs: Sequence[FittedRun], out: Path, as_json: bool) -> Path:
@@ -432,11 +605,11 @@ def _limit(text: str | None) -> int | None:
     return parse_size(text)
 
 
-def _hold_to(limit: int, task: Any, where: Mapping[str, str]) -> None:
+def _hold_to(limit: int, tasks: Sequence[Task], where: Mapping[str, str]) -> None:
     """Refuse, before anything is fitted, what is larger than ``--max-size``."""
     from heads import sizes
 
-    for features in task.sets:
+    for task, features in ((one, features) for one in tasks for features in one.sets):
         parts = sizes.before_fitting(task, features, where)
         sizes.check(" + ".join(features.names), parts, limit)
         known = sizes.readable(sizes.total(parts))
@@ -450,25 +623,6 @@ def _measured(folder: Path, limit: int, where: Mapping[str, str]) -> None:
 
     for head in sorted([*folder.glob(HEAD), *folder.glob(f"*/{HEAD}")]):
         sizes.check(str(head.parent), sizes.of_run(head.parent, where), limit)
-
-
-def _prepared(parsed: Any, cache: Path, extract_missing: bool) -> Any:
-    """The task; features that are missing are extracted first where that was asked for."""
-    import embedcache as ec
-    from embedcache.errors import MissingFeaturesError
-    from heads import fit
-
-    extracted: set[str] = set()
-    while True:
-        try:
-            return fit.prepare(parsed, cache)
-        except MissingFeaturesError as missing:
-            if not extract_missing or missing.backbone is None or str(missing) in extracted:
-                raise
-            extracted.add(str(missing))
-            settings = ec.BackboneSettings(**missing.settings)
-            options = ec.Options(progress=True)
-            ec.extract(missing.dataset, backbones=[missing.backbone], cache=cache, settings=settings, options=options)
 
 
 def _print_previews(previews: Sequence[Preview], as_json: bool) -> None:
@@ -1277,7 +1431,11 @@ def _print_recorded(folder: Path, as_json: bool) -> None:
     from heads import record
     from heads.metrics import Interval
     from heads.report import PAGE, percent, shown, signed
+    from heads.table_run import read_table
 
+    if (rows := read_table(folder)) is not None:
+        _print_recorded_table(folder, rows, as_json)
+        return
     comparison = folder / record.COMPARISON
     found = json.loads(comparison.read_text(encoding="utf-8")) if comparison.is_file() else record.read_metrics(folder)
     page = next((path / PAGE for path in (folder, folder.parent) if (path / PAGE).is_file()), None)
@@ -1302,6 +1460,19 @@ def _print_recorded(folder: Path, as_json: bool) -> None:
         _echo(note, "note: ")
     if page is not None:
         _echo(str(page))
+
+
+def _print_recorded_table(folder: Path, found: FittedTable, as_json: bool) -> None:
+    """A table of several heads, as it was printed when they were fitted."""
+    from dataclasses import asdict
+
+    from heads.report import PAGE
+
+    if as_json:
+        _print_json({"run": folder, "page": folder / PAGE, **asdict(found)})
+        return
+    _print_table(found)
+    _echo(str(folder / PAGE))
 
 
 GROUP_COLUMNS = {

@@ -193,17 +193,31 @@ class CachedDataset:
         several exist. Raises MissingFeaturesError where there is none, UsageError where it is not unique,
         DamagedFileError where it is not whole.
         """
+        matching = self._matching(query)
         name, settings, prefix = parse_query(query)
-        matching = [entry for entry in self.entries if name in entry.names and entry.begins_with(prefix)]
-        if settings or (len(matching) > 1 and not prefix):
-            exact = [entry for entry in matching if entry.settings == settings]
-            matching = exact if exact or settings else matching
         if len(matching) == 1:
             return matching[0].file
         if matching:
             listed = "; ".join(entry.described for entry in matching)
             raise UsageError(f"{name!r} means several feature sets of {self.name}: {listed}. Add @ and a fingerprint.")
         raise self._missing(name, settings, prefix)
+
+    def holds(self, query: FeatureQuery) -> bool:
+        """Whether there are features that a name or settings mean; no file is opened for it."""
+        return all(self._matching(one) for one in self._towers(query))
+
+    @property
+    def has_words(self) -> bool:
+        """Whether there are word ids of any name; no file is opened for it."""
+        return any(entry.kind == TOKENS for entry in self.entries)
+
+    def _matching(self, query: FeatureQuery) -> list[FeatureEntry]:
+        name, settings, prefix = parse_query(query)
+        matching = [entry for entry in self.entries if name in entry.names and entry.begins_with(prefix)]
+        if settings or (len(matching) > 1 and not prefix):
+            exact = [entry for entry in matching if entry.settings == settings]
+            matching = exact if exact or settings else matching
+        return matching
 
     def _towers(self, query: FeatureQuery) -> list[FeatureQuery]:
         """The query itself; of a name that no feature set has but its towers have, a query for each of them."""
@@ -215,11 +229,10 @@ class CachedDataset:
 
     def _missing(self, name: str, settings: Mapping[str, Any], prefix: str) -> MissingFeaturesError:
         have = ", ".join(entry.described for entry in self.entries)
-        flags = "".join(_flag(key, value) for key, value in settings.items())
         wanted = f"{name}{f'@{prefix}' if prefix else ''}{f' with {dict(settings)}' if settings else ''}"
         return MissingFeaturesError(
             f"The data set {self.name!r} has no features of {wanted}; it has {have or 'none'}. To extract them: "
-            f"python cli.py extract --dataset {self.name} --backbone {name}{flags}",
+            f"python cli.py extract --dataset {self.name} --backbone {name}{settings_flags(settings)}",
             self.name,
             name,
             settings,
@@ -429,6 +442,11 @@ def _stated(file: ItemFile) -> str:
     if not isinstance(settings, Mapping) or not settings:
         return ""
     return "(" + ", ".join(f"{key}={value}" for key, value in settings.items()) + ")"
+
+
+def settings_flags(settings: Mapping[str, Any]) -> str:
+    """Settings of a feature set as options of ``extract``, a blank before each."""
+    return "".join(_flag(key, value) for key, value in settings.items())
 
 
 def _flag(key: str, value: Any) -> str:

@@ -10,6 +10,7 @@ from embedcache.errors import unknown_name
 
 VECTORS: Final = "vectors"
 TOKENS: Final = "tokens"
+TEXTS: Final = "texts"
 
 
 class Head(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -317,7 +317,12 @@ def _fused(item: Any) -> list[FeatureName]:
 
 def to_yaml(config: HeadConfig) -> str:
     """A grid file that ``parse`` reads as the same configuration."""
-    return yaml.dump(plain(config.model_dump()), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return dump(config.model_dump())
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """A mapping of plain values as a grid file."""
+    return yaml.dump(plain(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def plain(value: Any) -> Any:
@@ -411,16 +416,20 @@ def parse(document: Mapping[str, Any], where: str = "the configuration") -> Head
     try:
         return HeadConfig.model_validate(dict(document))
     except ValidationError as error:
-        reasons = "; ".join(_reason(item) for item in error.errors())
-        raise UsageError(f"{where}: {reasons}.") from error
+        raise UsageError(f"{where}: {reasons_of(error, _known_keys)}.") from error
 
 
-def _reason(item: Any) -> str:
+def reasons_of(error: ValidationError, known_keys: Callable[[Sequence[Any]], list[str]]) -> str:
+    """What is wrong with each key. known_keys: the keys that may stand at a path."""
+    return "; ".join(_reason(item, known_keys) for item in error.errors())
+
+
+def _reason(item: Any, known_keys: Callable[[Sequence[Any]], list[str]]) -> str:
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         message = str(item["msg"]).removeprefix("Value error, ")
         return f"{path}: {message}, got {item['input']!r}" if path else message
-    known = _known_keys(item["loc"][:-1])
+    known = known_keys(item["loc"][:-1])
     near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown key {path!r}.{hint} Known: {', '.join(sorted(known))}"

@@ -52,8 +52,8 @@ class Scored:
     """A split's samples with their probabilities, and the scores.
 
     ids: (n,). truth: codes (n,) or indicators (n, labels). probabilities: (n, classes). scores: metric to interval;
-    empty without truth. own: scores that are means of one number a row, each (n,). by_type: scores of parts of the
-    rows, by what divides them.
+    empty without truth. own: scores that are means of one number a row, each (n,). seconds: what the probabilities
+    took. by_type: scores of parts of the rows, by what divides them.
     """
 
     ids: npt.NDArray[np.object_]
@@ -61,6 +61,7 @@ class Scored:
     probabilities: npt.NDArray[np.float64]
     scores: Mapping[str, Interval]
     own: RowScores = field(default_factory=dict)
+    seconds: float = 0.0
     by_type: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
@@ -121,7 +122,7 @@ class Task:
     """A configuration made ready on a cache: what ``fit`` runs and ``preview`` describes.
 
     base: the samples that all feature sets have, without vectors. targets: what is to be predicted of them; codes
-    beyond the classes are labels that no class has, in the order of ``unseen``.
+    beyond the classes are labels that no class has, in the order of ``unseen``. scored: the splits that are scored.
     """
 
     config: HeadConfig
@@ -137,6 +138,7 @@ class Task:
     left_out: Mapping[str, int] = field(default_factory=dict)
     unseen: tuple[Any, ...] = ()
     vocabulary: Vocabulary | None = None
+    scored: tuple[str, ...] = SCORED_SPLITS
 
     @property
     def kind(self) -> Kind:
@@ -184,9 +186,10 @@ class Task:
         return self.tunes or (self.config.fusion.kind == "late" and self.config.fusion.weights == "learned")
 
 
-def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
+def prepare(config: HeadConfig, cache: str | Path = "cache", *, within: Rows | None = None) -> Task:
     """Open features, make the selection and the splits; fits nothing.
 
+    within: samples, rows of the data set's table, beyond which none is used: those that other heads have as well.
     Raises MissingFeaturesError with the command that extracts what is missing, UsageError for what cannot be.
     """
     head = head_named(config.head)
@@ -198,7 +201,7 @@ def prepare(config: HeadConfig, cache: str | Path = "cache") -> Task:
     sets = feature_sets(head, dataset, config)
     sets = with_each_alone(dataset, sets, config.fusion, searched=config.searches_features)
     _check_transform(config, sets)
-    base, left_out = _common(dataset, sets, config.select)
+    base, left_out = _common(dataset, sets, config.select, within)
     target = target_name(dataset.table, config.select.target)
     targets = _targets(base, target, config)
     kind = KINDS[targets.kind]
@@ -280,14 +283,26 @@ def _steps(config: HeadConfig, features: Features, transform: Any) -> list[tuple
     return product_steps(transform, names, dims, config.fusion, config.seed)
 
 
-def _common(dataset: CachedDataset, sets: Sequence[Features], selection: Selection) -> tuple[Features, dict[str, int]]:
-    """The selected samples that all sets have, and how many were left out by reason."""
+def shared_rows(sets: Sequence[Features]) -> Rows:
+    """The samples that all choices of features have: rows of the data set's table, sorted."""
     rows = np.unique(sets[0].sample_rows)
+    for one in sets[1:]:
+        rows = np.intersect1d(rows, one.sample_rows)
+    return rows
+
+
+def _common(
+    dataset: CachedDataset, sets: Sequence[Features], selection: Selection, within: Rows | None
+) -> tuple[Features, dict[str, int]]:
+    """The selected samples that all sets have, and how many were left out by reason."""
+    rows = shared_rows(sets)
     left_out: dict[str, int] = {}
     for one in sets:
-        rows = np.intersect1d(rows, one.sample_rows)
         for reason, count in one.left_out.items():
             left_out[reason] = max(count, left_out.get(reason, 0))
+    if within is not None and len(others := np.setdiff1d(rows, within)):
+        left_out["other heads lack features"] = len(others)
+        rows = np.intersect1d(rows, within)
     rows = selected(dataset.table, rows, selection)
     if not len(rows):
         raise UsageError(f"No sample of {dataset.name} is left: {left_out or 'the filter keeps none'}.")
@@ -612,7 +627,7 @@ def _head(task: Task, ready: _Ready, estimator: Any, thresholds: tuple[float, ..
 
 def _run(task: Task, ready: _Ready, head: FittedHead, said: Sequence[str], began: float) -> FittedRun:
     """The head scored on its splits; what else there is to say of it is for the caller."""
-    scored = {name: _scored(task, ready, head, name) for name in SCORED_SPLITS if len(ready.rows[name])}
+    scored = {name: _scored(task, ready, head, name) for name in task.scored if len(ready.rows[name])}
     unlabelled = _unlabelled(task, ready)
     if len(unlabelled):
         scored["unlabelled"] = _averaged(task, ready, unlabelled, head.predict_proba(ready.x[unlabelled]))
@@ -880,11 +895,13 @@ def _averaged(task: Task, ready: _Ready, rows: Rows, probabilities: npt.NDArray[
 
 def _scored(task: Task, ready: _Ready, head: FittedHead, split: str) -> Scored:
     rows = ready.rows[split]
+    began = time.perf_counter()
     found = _averaged(task, ready, rows, head.predict_proba(ready.x[rows]))
+    seconds = time.perf_counter() - began
     own, by_type = {}, {}
     if task.targets.kind == "single":
         samples = task.base.take(np.unique(ready.base_row[rows]))
         own = vqa.row_scores(samples, task.target, head.classes, found.probabilities.argmax(1))
         by_type = vqa.by_type(samples, found.truth, found.probabilities, own[vqa.METRIC]) if own else {}
     scores = task.kind.scores(found.truth, found.probabilities, head.thresholds, task.config.seed, own)
-    return replace(found, scores=scores, own=own, by_type=by_type)
+    return replace(found, scores=scores, own=own, seconds=seconds, by_type=by_type)

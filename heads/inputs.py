@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,9 @@ from embedcache.cache import CachedDataset, file_name
 from embedcache.errors import UsageError
 from embedcache.samples import SampleTable, combined
 from embedcache.view import Captions, Features, content_digests
-from heads.base import TOKENS, VECTORS, Head, reads
+from heads.base import TEXTS, TOKENS, VECTORS, Head, reads
 from heads.config import Fusion, HeadConfig
 from heads.sequences import check_words, rows_of
-
-TEXTS: Final = "texts"
 
 
 def feature_sets(head: Head, dataset: CachedDataset, config: HeadConfig) -> tuple[Features, ...]:

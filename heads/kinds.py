@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import UsageError, unknown_name
-from heads import metrics, multilabel
+from heads import metrics, multilabel, vqa
 from heads.base import Head, reads
 from heads.metrics import Interval, RowScores
 
@@ -38,11 +38,15 @@ class Targets:
 
 
 class Kind(Protocol):
-    """A kind of task. default_score: what a search maximises. headline: the metric that comparisons are sorted by."""
+    """A kind of task. default_score: what a search maximises. headline: the metric that comparisons are sorted by.
+
+    metric_names: what ``scores`` may hold.
+    """
 
     name: ClassVar[KindName]
     default_score: ClassVar[str]
     headline: ClassVar[str]
+    metric_names: ClassVar[tuple[str, ...]]
 
     def check_score(self, name: str) -> None:
         """Raise UsageError for a score that scikit-learn does not have, or not for this kind."""
@@ -73,6 +77,7 @@ class SingleLabel:
     name: ClassVar[KindName] = "single"
     default_score: ClassVar[str] = "accuracy"
     headline: ClassVar[str] = "accuracy"
+    metric_names: ClassVar[tuple[str, ...]] = (vqa.METRIC, *metrics.METRICS)
 
     def check_score(self, name: str) -> None:
         """Any of scikit-learn's scorers."""
@@ -109,6 +114,7 @@ class MultiLabel:
     name: ClassVar[KindName] = "multi"
     default_score: ClassVar[str] = "f1_micro"
     headline: ClassVar[str] = "f1_micro"
+    metric_names: ClassVar[tuple[str, ...]] = multilabel.METRICS
 
     def check_score(self, name: str) -> None:
         """Those of scikit-learn's scorers that take indicators."""

@@ -18,8 +18,9 @@ from embedcache.errors import AllItemsFailedError, UsageError
 from embedcache.options import Options
 from embedcache.provenance import Modality
 from embedcache.view import CAPTIONS, Features
-from heads.inputs import TEXTS, text_units, texts_of
+from heads.base import TEXTS
 from heads.inputs import seen as seen_now
+from heads.inputs import text_units, texts_of
 from heads.kinds import KindName
 from heads.saved import FeatureBinding, FittedHead, label_sets
 from heads.sequences import Sequences, rows_of

@@ -20,10 +20,11 @@ from embedcache.files import replacing, write_json
 from embedcache.samples import read_parquet, write_parquet
 from embedcache.view import Features
 from heads import curves, training_state
+from heads.base import TEXTS
 from heads.config import AXES, Fusion, HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
 from heads.fitting import history_of
-from heads.inputs import TEXTS, seen
+from heads.inputs import seen
 from heads.kinds import KINDS, KindName
 from heads.metrics import NOWHERE, Interval, interval, rank_of_truth, worst_pairs
 from heads.multilabel import LabelRow, label_table
@@ -66,9 +67,9 @@ class Comparison:
     rows: tuple[ComparisonRow, ...]
 
 
-def new_folder(out: Path, task: Task) -> Path:
-    """A fresh folder ``<time>-<data set>-<head>`` below ``out``."""
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{task.dataset.name}-{task.config.head}"
+def new_folder(out: Path, dataset: str, what: str) -> Path:
+    """A fresh folder ``<time>-<data set>-<what>`` below ``out``; what: the head, or the name of a table."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{dataset}-{what}"
     number = 1
     while True:
         folder = out / (stem if number == 1 else f"{stem}-{number}")
@@ -82,27 +83,32 @@ def new_folder(out: Path, task: Task) -> Path:
 
 def write(task: Task, runs: Sequence[FittedRun], out: Path) -> tuple[Path, Comparison | None]:
     """Record fitted runs below ``out``: one folder, with a folder per choice of features where there are several."""
-    folder = new_folder(out, task)
+    folder = new_folder(out, task.dataset.name, task.config.head)
     config = resolved(task)
     write_config(folder, config)
     if len(runs) == 1:
         write_run(folder, task, runs[0])
         comparison = None
     else:
-        folders = [f"{index:02d}-{_slug(run.label)}" for index, run in enumerate(runs, 1)]
+        folders = [f"{index:02d}-{slug(run.label)}" for index, run in enumerate(runs, 1)]
         for run, name in zip(runs, folders, strict=True):
             write_run(folder / name, task, run)
-            write_config(folder / name, _of_one(config, run.features))
+            write_config(folder / name, of_one(config, run.features))
         comparison = compare(task, runs, folders)
         if comparison is not None:
             write_json(folder / COMPARISON, asdict(comparison))
         if searched := [row for run in runs if run.search for row in _named(run)]:
             _write_rows(folder / CV_RESULTS, searched)
-    _point_latest(out, folder)
+    point_latest(out, folder)
     for run in runs:
-        if run.search is not None and run.search.journal is not None:
-            run.search.journal.unlink(missing_ok=True)  # what it was kept for is recorded
+        drop_journal(run)
     return folder, comparison
+
+
+def drop_journal(run: FittedRun) -> None:
+    """Remove what was kept of a search in case it was interrupted: the run is recorded."""
+    if run.search is not None and run.search.journal is not None:
+        run.search.journal.unlink(missing_ok=True)
 
 
 def _named(run: FittedRun) -> list[dict[str, Any]]:
@@ -136,7 +142,7 @@ def _with_fingerprints(task: Task) -> tuple[HeadConfig, list[list[str]] | None]:
     return task.config.model_copy(update={"grid": grid}), None
 
 
-def _of_one(config: HeadConfig, features: Features) -> HeadConfig:
+def of_one(config: HeadConfig, features: Features) -> HeadConfig:
     """The configuration of one choice of features out of a comparison."""
     found: dict[str, Any] = {"features": [_names(features)], "transform": for_sets(config.transform, features.names)}
     if len(features.sets) == 1 and config.fusion.kind != "concat":
@@ -150,11 +156,12 @@ def _names(features: Features) -> list[str]:
     return [f"{file_name(one.file)}@{one.file.fingerprint}" for one in features.sets]
 
 
-def _slug(label: str) -> str:
+def slug(label: str) -> str:
+    """A label as part of a folder's name."""
     return "".join(char if char.isalnum() or char in "-_" else "-" for char in label)[:60].strip("-")
 
 
-def _point_latest(out: Path, folder: Path) -> None:
+def point_latest(out: Path, folder: Path) -> None:
     """``latest`` names the newest run: a link where the file system has them."""
     latest = out / "latest"
     beside = out / f".latest.{os.getpid()}"

@@ -56,12 +56,12 @@ def write(folder: Path, task: Task, runs: Sequence[FittedRun], comparison: Compa
     """Write ``report.html`` into a run's folder."""
     title = f"{task.dataset.name}: {task.config.head}"
     parts = [f"<h1>{_text(title)}</h1>", f"<p class=sub>target {_text(_target(task))}</p>"]
-    parts.append(_facts(_of_task(task)))
+    parts.append(facts(_of_task(task)))
     if comparison is not None:
         parts += _comparison(comparison)
     for run in runs:
         parts += _run(run, task.splits.notes, task.unseen)
-    page = _document(title, "\n".join(parts))
+    page = document(title, "\n".join(parts))
     with replacing(folder / PAGE) as beside:
         beside.write_text(page, encoding="utf-8")
     return folder / PAGE
@@ -72,7 +72,8 @@ def _target(task: Task) -> str:
     return f"{task.target}, {len(task.classes)} {what}"
 
 
-def _document(title: str, body: str) -> str:
+def document(title: str, body: str) -> str:
+    """A whole page."""
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{_text(title)}</title>"
         f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style><body>\n{body}\n</body></html>\n"
@@ -102,8 +103,9 @@ def _of_task(task: Task) -> list[str]:
     ]
 
 
-def _facts(facts: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{_text(fact)}</li>" for fact in facts) + "</ul>"
+def facts(said: Iterable[str]) -> str:
+    """A list of sentences."""
+    return "<ul>" + "".join(f"<li>{_text(one)}</li>" for one in said) + "</ul>"
 
 
 def _comparison(found: Comparison) -> list[str]:
@@ -131,12 +133,12 @@ def _run(run: FittedRun, shared: Sequence[str], unseen: Sequence[Any]) -> list[s
         parts.append(_table(head, rows))
     if run.repeats is not None:
         parts += _repeats(run.repeats)
-    facts = [
+    said = [
         f"parameters: {_pairs(run.parameters) or 'defaults'}",
         *(f"{one.name}: {one.dim} numbers, fingerprint {one.fingerprint}" for one in run.head.features),
         *(note for note in run.notes if note not in shared),
     ]
-    parts.append(_facts(facts))
+    parts.append(facts(said))
     if run.search is not None:
         parts += _search_table(run)
     if run.curve:

@@ -1,0 +1,194 @@
+"""A fitted table as people read it: cells of text, a Markdown file, an HTML page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+from typing import Final
+
+from embedcache.files import replacing
+from heads import report, sizes
+from heads.metrics import Interval
+from heads.table import HEADLINE
+from heads.table_run import FittedRow, FittedTable, Measured
+
+MARKDOWN: Final = "table.md"
+NOTHING: Final = "–"
+LONG: Final = 14
+"""Letters of a word that stay together on a narrow terminal."""
+NARROW: Final = 9
+"""About the width of a heading where numbers are stacked."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, and whether its cells are numbers."""
+
+    heading: str
+    number: bool
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A table as text: its columns, its rows, the numbers of the rows' runs, and what is to be said below."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    folders: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+
+def lines(table: FittedTable, *, intervals: bool = True, stacked: bool = False) -> Lines:
+    """Columns and rows: of each figure the reported number and ours, where someone reported the table.
+
+    intervals: beside our numbers, where a row has one score. stacked: ours below the reported one, not beside it.
+    """
+    reported = table.source is not None
+    columns = [Column(name, number=False) for name in table.columns]
+    for name in table.figures:
+        heading = _heading(table, name)
+        ends = [" (reported)", " (here)"] if reported and not stacked else [""]
+        columns += [Column(heading + end, number=True) for end in ends]
+    columns += [Column("encoders", number=False)] if reported else []
+    columns += [Column("to the best", number=True)] if table.paired else []
+    rows = tuple(_row(table, row, intervals, "\n" if stacked else None) for row in table.rows)
+    folders = tuple(
+        tuple(dict.fromkeys(one.folder for one in row.measured.values() if one.folder)) for row in table.rows
+    )
+    notes = ["of two numbers the upper one is the reported one"] if reported and stacked else []
+    return Lines(tuple(columns), rows, folders, (*notes, *_notes(table)))
+
+
+def for_width(table: FittedTable, width: int) -> Lines:
+    """The lines for a terminal of that many columns: stacked where both numbers do not fit side by side."""
+    wide = lines(table, intervals=table.paired is not None)
+    return wide if table.source is None or _width(wide) <= width else lines(table, intervals=False, stacked=True)
+
+
+def heading_lines(column: Column) -> str:
+    """A heading in several lines, broken between words and behind underscores."""
+    words = column.heading.replace("_", "_ ")
+    folded = fill(words, NARROW if column.number else LONG, break_long_words=False, break_on_hyphens=False)
+    return folded.replace("_ ", "_")
+
+
+def _width(found: Lines) -> int:
+    """What the columns need at least: text is folded between words, and long words too; numbers never are."""
+    needed = []
+    for place, column in enumerate(found.columns):
+        cells = [row[place] for row in found.rows]
+        heading = heading_lines(column).split("\n")
+        words = cells if column.number else [word[:LONG] for cell in cells for word in cell.split()]
+        needed.append(max(map(len, [*heading, *words])))
+    return sum(needed) + 2 * (len(needed) - 1)
+
+
+def _heading(table: FittedTable, name: str) -> str:
+    """The figure's own name; of the headline what it turned out to be."""
+    found = next((row.measured[name] for row in table.rows if name in row.measured), None)
+    return f"{found.split} {found.metric}" if name == HEADLINE and found is not None and found.split else name
+
+
+def _row(table: FittedTable, row: FittedRow, intervals: bool, between: str | None) -> tuple[str, ...]:
+    """The cells of a row. between: what stands between a reported number and ours; None for a cell each."""
+    reported = table.source is not None
+    cells = [str(row.cells[name]) for name in table.columns]
+    one = intervals and sum(one.low is not None for one in row.measured.values()) == 1
+    for name in table.figures:
+        found, stated = row.measured.get(name), row.cells.get(name)
+        pair = [_shown(_metric(table, name), float(stated)) if stated is not None else NOTHING] if reported else []
+        pair.append(_measured(found, interval=one) if found is not None else NOTHING)
+        cells += pair if between is None else [between.join(pair)]
+    if reported:
+        cells.append(_encoders(row))
+    if table.paired:
+        cells.append(report.signed(row.difference))
+    return tuple(cells)
+
+
+def _metric(table: FittedTable, name: str) -> str:
+    return next((row.measured[name].metric for row in table.rows if name in row.measured), "")
+
+
+def _encoders(row: FittedRow) -> str:
+    """What the report's encoders were, and ours where they are something else."""
+    if row.encoders is None or row.here is None:
+        return row.encoders or row.here or NOTHING
+    return row.here if row.encoders == row.here else f"{row.encoders}; here {row.here}"
+
+
+def _measured(found: Measured, *, interval: bool) -> str:
+    if found.value is None:
+        return NOTHING
+    if interval and found.low is not None and found.high is not None:
+        return report.shown(found.metric, Interval(found.value, found.low, found.high))
+    return _shown(found.metric, found.value)
+
+
+def _shown(metric: str, value: float) -> str:
+    """A share in per cent, a loss as it is, seconds and bytes with their unit."""
+    if metric == "seconds":
+        return f"{value:.1f} s" if value < 90 else f"{value / 60:.1f} min"
+    if metric == "bytes":
+        return sizes.readable(value)
+    return f"{value:.3f}" if metric == "log_loss" else f"{100 * value:.1f} %"
+
+
+def _notes(table: FittedTable) -> list[str]:
+    """What the numbers are of, why some are missing, and what the table's author says."""
+    found = [one for row in table.rows for one in row.measured.values()]
+    counts = {str(one.split): one.samples for one in found if one.split and one.samples}
+    same = all(one.samples in (None, counts.get(str(one.split))) for one in found)
+    notes = []
+    if counts and same:
+        notes.append("scored on " + ", ".join(f"{count:,} samples of {split}" for split, count in counts.items()))
+    if table.paired:
+        notes.append("95 % intervals; differences paired on the same samples")
+    for row in table.rows:
+        whys = dict.fromkeys(one.why for one in row.measured.values() if one.why)
+        own = [*whys, *([row.note] if row.note else [])]
+        notes += [f"{row.cells[table.columns[0]]}: {one}" for one in own]
+    return [*notes, *([f"reported: {table.source}"] if table.source else []), *table.notes]
+
+
+def markdown(table: FittedTable) -> str:
+    """The table as Markdown, for a README."""
+    found = lines(table)
+    rows = [[one.heading for one in found.columns], *found.rows]
+    rules = ["--:" if one.number else ":--" for one in found.columns]
+    body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    title = [f"**{table.title}**", ""] if table.title else []
+    notes = ["", *(f"- {note}" for note in found.notes)] if found.notes else []
+    return "\n".join([*title, body[0], "|" + "|".join(rules) + "|", *body[1:], *notes, ""])
+
+
+def write(folder: Path, table: FittedTable) -> Path:
+    """Write ``table.md`` and ``report.html`` into the table's folder; the page."""
+    with replacing(folder / MARKDOWN) as beside:
+        beside.write_text(markdown(table), encoding="utf-8")
+    found = lines(table)
+    title = table.title or folder.name
+    parts = [f"<h1>{html.escape(title)}</h1>", _html(found), report.facts(found.notes)]
+    with replacing(folder / report.PAGE) as beside:
+        beside.write_text(report.document(title, "\n".join(parts)), encoding="utf-8")
+    return folder / report.PAGE
+
+
+def _html(found: Lines) -> str:
+    """The rows, each with a link to the pages of its heads."""
+    head = "".join(f"<th>{html.escape(one.heading)}</th>" for one in found.columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + f"<td>{_links(folders)}</td></tr>"
+        for row, folders in zip(found.rows, found.folders, strict=True)
+    )
+    return f"<table><tr>{head}<th>runs</th></tr>{body}</table>"
+
+
+def _links(folders: Sequence[str]) -> str:
+    return ", ".join(
+        f"<a href='{html.escape(one, quote=True)}/{report.PAGE}'>{html.escape(one.partition('-')[0])}</a>"
+        for one in folders
+    )
