@@ -518,7 +518,8 @@ def _print_row_previews(previews: Mapping[str, Sequence[Preview]], as_json: bool
     every = [one for found in previews.values() for one in found]
     for note in dict.fromkeys(note for one in every for note in one.notes):
         _echo(note, "note: ")
-    _echo(f"{len(previews)} heads, at most about {_duration(sum(one.seconds for one in every))}")
+    heads = "1 head" if len(previews) == 1 else f"{len(previews)} heads"
+    _echo(f"{heads}, at most about {_duration(sum(one.seconds for one in every))}")
 
 
 def _print_table(found: FittedTable) -> None:
@@ -530,7 +531,7 @@ def _print_table(found: FittedTable) -> None:
     lines = table_text.for_width(found, Console().width)
     if found.title:
         _echo(found.title)
-    headings = [table_text.heading_lines(one) for one in lines.columns]
+    headings = table_text.headings(lines)
     numbers = [heading for heading, one in zip(headings, lines.columns, strict=True) if one.number]
     table = _table(*headings, right=numbers, tight=len(headings) > MANY_COLUMNS)
     for row in lines.rows:

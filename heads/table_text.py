@@ -20,7 +20,7 @@ NOTHING: Final = "–"
 LONG: Final = 14
 """Letters of a word that stay together on a narrow terminal."""
 NARROW: Final = 9
-"""About the width of a heading where numbers are stacked."""
+"""The width of a heading above numbers that are no longer."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,29 @@ def for_width(table: FittedTable, width: int) -> Lines:
     return wide if table.source is None or _width(wide) <= width else lines(table, intervals=False, stacked=True)
 
 
-def heading_lines(column: Column) -> str:
-    """A heading in several lines, broken between words and behind underscores."""
-    words = column.heading.replace("_", "_ ")
-    folded = fill(words, NARROW if column.number else LONG, break_long_words=False, break_on_hyphens=False)
-    return folded.replace("_ ", "_")
+def headings(found: Lines) -> list[str]:
+    """The headings in several lines each, broken between words and behind underscores, as wide as their numbers."""
+    return [_folded(column, [row[place] for row in found.rows]) for place, column in enumerate(found.columns)]
+
+
+def _folded(column: Column, cells: Sequence[str]) -> str:
+    width = max([NARROW, *map(_longest, cells)]) if column.number else LONG
+    return fill(column.heading.replace("_", "_ "), width, break_long_words=False, break_on_hyphens=False).replace(
+        "_ ", "_"
+    )
+
+
+def _longest(cell: str) -> int:
+    return max(map(len, cell.split("\n")))
 
 
 def _width(found: Lines) -> int:
     """What the columns need at least: text is folded between words, and long words too; numbers never are."""
     needed = []
-    for place, column in enumerate(found.columns):
+    for place, heading in enumerate(headings(found)):
         cells = [row[place] for row in found.rows]
-        heading = heading_lines(column).split("\n")
-        words = cells if column.number else [word[:LONG] for cell in cells for word in cell.split()]
-        needed.append(max(map(len, [*heading, *words])))
+        words = cells if found.columns[place].number else [word[:LONG] for cell in cells for word in cell.split()]
+        needed.append(max([_longest(heading), *map(len, words)]))
     return sum(needed) + 2 * (len(needed) - 1)
 
 
