@@ -569,7 +569,7 @@ def _scored_run(
     began = time.perf_counter()
     held = _held_out(task, ready, estimator, steps, parameters) if task.holds_out else None
     thresholds, said = _thresholds(task, held)
-    said = [*said, *_of_weights(ready, estimator), *_of_oversampling(task, ready)]
+    said = [*said, *_of_weights(task, ready, parameters), *_of_oversampling(task, ready)]
     fusion = task.config.fusion.kind if len(ready.features.sets) > 1 else "concat"
     run = _run(task, ready, _head(task, ready, estimator, thresholds), said, began)
     return replace(run, parameters=parameters, held=held, fusion=fusion)
@@ -672,10 +672,10 @@ def _convergence(found: SearchResult | None) -> list[str]:
     return [*([resumed] if found.resumed else []), *([ended] if found.unconverged else [])]
 
 
-def _of_weights(ready: _Ready, estimator: Any) -> list[str]:
+def _of_weights(task: Task, ready: _Ready, parameters: Mapping[str, Any]) -> list[str]:
     if ready.weights is None:
         return []
-    used = weight_parameter(estimator[-1]) is not None
+    used = weight_parameter(task.head.build(parameters, task.config.seed)) is not None
     return [
         "training samples are weighted" if used else "the data set's sample weights are not used: the head has none"
     ]
@@ -771,7 +771,7 @@ def _fitted(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters:
     pipeline = fit_pipeline(
         task.head.name, steps, estimator, ready.x, ready.codes, rows, weights=ready.weights, held=held
     )
-    task.head.slim(pipeline[-1])
+    pipeline.steps[-1] = "head", task.head.slim(pipeline[-1])
     return pipeline
 
 

@@ -62,8 +62,7 @@ class Tfidf:
         """The vocabulary's numbers as Python's own; the regressions as ``logistic`` has them."""
         words = estimator[0]
         words.vocabulary_ = {word: int(column) for word, column in words.vocabulary_.items()}
-        Logistic().slim(estimator[-1])
-        return estimator
+        return _with_head(estimator, Logistic().slim(estimator[-1]))
 
 
 def _with_head(pipeline: Any, head: Any) -> Any:
