@@ -20,9 +20,10 @@ from embedcache.view import Features, shared_groups, target_name
 from heads import HEADS, head_named, memory, vqa
 from heads.base import TOKENS, Head, check_parameters, reads, weight_parameter
 from heads.config import Folds, HeadConfig, Selection, Threshold
+from heads.estimating import mean_cost, seconds_of_scores
 from heads.fitting import Weights, continue_pipeline, fit_pipeline, weights_of
 from heads.fusion import OF_ANSWERS, Late, Union, stacked_weights, union_thresholds, weighted
-from heads.grid import Candidates, Choice, Data, SearchResult, candidates, estimate_seconds, search_choices
+from heads.grid import Candidates, Choice, Data, SearchResult, candidates, search_choices
 from heads.inputs import feature_sets, inputs_for, label_of, transforms_apply, with_each_alone
 from heads.kinds import KINDS, Kind, SeveralLabels, Targets, Truth
 from heads.metrics import Interval, RowScores
@@ -401,7 +402,8 @@ def _runs(task: Task) -> list[tuple[Features, ...]]:
 def _preview(task: Task, sets: Sequence[Features]) -> Preview:
     """Timed on the widest set where the search chooses; fusing the answers of heads takes no fit."""
     ready = _ready(task, max(sets, key=lambda one: sum(one.dims)))
-    fits, work = (0, 0.0) if task.fuses_answers and len(ready.features.sets) > 1 else _n_fits(task)
+    fused = task.fuses_answers and len(ready.features.sets) > 1
+    fits = 0 if fused else _n_fits(task)
     samples = {name: len(getattr(task.splits, name)) for name in ("train", "validation", "test")}
     return Preview(
         " or ".join(label_of(one) for one in sets),
@@ -409,29 +411,45 @@ def _preview(task: Task, sets: Sequence[Features]) -> Preview:
         ready.features.dims,
         len(task.found.points),
         fits,
-        _seconds(task, ready, fits, work),
+        _seconds(task, ready, fused),
         task.left_out,
         task.splits.notes,
     )
 
 
-def _n_fits(task: Task) -> tuple[int, float]:
-    """Trainings, of the search, the final ones and for thresholds, and what they cost in fits on all training rows."""
-    once = (1 + _out_of_fold_fits(task)) * task.config.seeds
-    if not task.config.searches:
-        return once, once
-    rungs, folds = _rungs(task), _n_folds(task)
-    return rungs.fits(folds) + once, rungs.work(folds) + once
+def _n_fits(task: Task) -> int:
+    """Trainings, of the search, the final ones and for thresholds."""
+    return _final_fits(task) + (_rungs(task).fits(_n_folds(task)) if task.config.searches else 0)
 
 
-def _seconds(task: Task, ready: _Ready, fits: int, work: float) -> float:
-    """About how long so many trainings take."""
-    if not fits:
-        return 0.0
-    train = ready.rows["train"]
-    parameters = [{**task.config.fixed, **of_head(task.found.points[index])} for index in task.found.unique]
-    x, codes, jobs = ready.x[train], ready.codes[train], min(task.jobs, max(1, fits - 1))
-    return estimate_seconds(task.head, parameters, x, codes, work, len(train), jobs, task.config.seed)
+def _final_fits(task: Task) -> int:
+    """Trainings after a search, or without one."""
+    return (1 + _out_of_fold_fits(task)) * task.config.seeds
+
+
+def _seconds(task: Task, ready: _Ready, fused: bool) -> float:
+    """About how long it takes: the search in parallel, the final trainings, predictions and scores of all splits."""
+    train, scored = ready.rows["train"], sum(len(ready.rows[name]) for name in SCORED_SPLITS)
+    seconds = task.config.seeds * seconds_of_scores(task.kind, ready.codes[train], len(task.classes), scored)
+    if fused:
+        return seconds
+    names = ready.features.names
+    points = [task.found.points[index] for index in task.found.unique]
+    chosen = [for_sets(point.get("transform", task.config.transform), names) for point in points]
+    found = [
+        ({**task.config.fixed, **of_head(point)}, _own_steps(task, ready.features, transform))
+        for point, transform in zip(points, chosen, strict=True)
+    ]
+    cost = mean_cost(task.head, found, ready.x[train], ready.codes[train], task.config.seed)
+    predicted = task.config.seeds * (scored + len(_unlabelled(task, ready)))
+    seconds += _final_fits(task) * cost.fit + predicted * cost.row
+    if task.config.searches:
+        rungs, parts = _rungs(task), _n_folds(task)
+        held = len(train) // parts if task.config.cv else len(ready.rows["validation"])
+        fits = rungs.fits(parts)
+        search = rungs.work(parts) * cost.fit + fits * held * len(task.scores) * cost.row
+        seconds += search / min(task.jobs, fits)
+    return seconds
 
 
 def _out_of_fold_fits(task: Task) -> int:

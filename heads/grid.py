@@ -28,8 +28,6 @@ Rows = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.integer[Any]]
 Matrix = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float32]
-PROBE_ROWS = 1000
-PROBED = 8
 UNFIT = (ValueError, TypeError, ArithmeticError)
 """What estimators raise on parameters or rows that they cannot be fitted with."""
 
@@ -86,34 +84,6 @@ def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
         name: value if isinstance(value, int | str | None) else [repr(value)]  # JSON has no infinite floats
         for name, value in parameters.items()
     }
-
-
-def estimate_seconds(
-    head: Head,
-    parameters: Sequence[Mapping[str, Any]],
-    x: Matrix,
-    codes: Codes,
-    fits: float,
-    rows: int,
-    jobs: int,
-    seed: int,
-) -> float:
-    """About how long ``fits`` fits on ``rows`` rows take: some candidates are fitted for one pass on a few rows.
-
-    What cannot be fitted takes no longer than it took to find that out.
-    """
-    probed = list(parameters)[:: max(1, len(parameters) // PROBED)][:PROBED]
-    chosen = np.random.default_rng(seed).permutation(len(codes))[:PROBE_ROWS]
-    seconds = 0.0
-    for one in probed:
-        began = time.perf_counter()
-        try:
-            _fit(head.brief(one, seed), x[chosen], codes[chosen])
-            passes = head.passes(one)
-        except UNFIT:
-            passes = 1
-        seconds += (time.perf_counter() - began) * passes
-    return seconds / len(probed) / len(chosen) * rows * fits / jobs
 
 
 @dataclass(frozen=True)
@@ -338,7 +308,7 @@ def _weighted(estimator: Any, weights: Weights | None) -> dict[str, Weights]:
     return {} if name is None or weights is None else {name: weights}
 
 
-def _fit(estimator: Any, x: Matrix, codes: Codes, weights: Weights | None = None) -> bool:
+def fit_once(estimator: Any, x: Matrix, codes: Codes, weights: Weights | None = None) -> bool:
     """Fit; whether the iterations ran out before convergence, which a short search does on purpose."""
     from sklearn.exceptions import ConvergenceWarning
 
@@ -363,7 +333,7 @@ def _fit_and_score(
     """
     began = time.perf_counter()
     try:
-        unconverged = not _was_fitted(estimator) and _fit(estimator, fold.x_train, fold.y_train, fold.weights)
+        unconverged = not _was_fitted(estimator) and fit_once(estimator, fold.x_train, fold.y_train, fold.weights)
         for epochs in more:
             estimator.continue_fit(fold.x_train, fold.y_train, epochs, **_weighted(estimator, fold.weights))
     except UNFIT as error:

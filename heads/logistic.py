@@ -49,9 +49,9 @@ class Logistic:
         """Iterations that L-BFGS rarely passes on standardized features, in units of the probe's."""
         return max(1, min(int(self.canonical(parameters)["max_iter"]), 200) // PROBE_ITERATIONS)
 
-    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
-        """A fit of ten iterations."""
-        return self.build({**parameters, "max_iter": PROBE_ITERATIONS}, seed)
+    def brief(self, parameters: Mapping[str, Any], seed: int, passes: int) -> Any:
+        """Ten iterations for each pass."""
+        return self.build({**parameters, "max_iter": PROBE_ITERATIONS * passes}, seed)
 
     def slim(self, estimator: Any) -> Any:
         """One regression: nothing to drop. One per label, or a chain of them: scikit-learn's own type."""

@@ -38,7 +38,7 @@ class Ridge:
         """One."""
         return 1
 
-    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
+    def brief(self, parameters: Mapping[str, Any], seed: int, passes: int) -> Any:
         """The whole of it."""
         return self.build(parameters, seed)
 

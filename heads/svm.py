@@ -46,9 +46,9 @@ class Svm:
         """Iterations that it rarely passes on standardized features, in units of the probe's."""
         return max(1, min(int(self.canonical(parameters)["max_iter"]), 200) // PROBE_ITERATIONS)
 
-    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
-        """A fit of ten iterations."""
-        return self.build({**parameters, "max_iter": PROBE_ITERATIONS}, seed)
+    def brief(self, parameters: Mapping[str, Any], seed: int, passes: int) -> Any:
+        """Ten iterations for each pass."""
+        return self.build({**parameters, "max_iter": PROBE_ITERATIONS * passes}, seed)
 
     def slim(self, estimator: Any) -> Any:
         """One per label: scikit-learn's own type."""

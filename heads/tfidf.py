@@ -54,9 +54,9 @@ class Tfidf:
         """As of ``logistic``: the words are counted once, which is little beside it."""
         return Logistic().passes(_divided({**DEFAULTS, **parameters})[1])
 
-    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
-        """A fit of ten iterations."""
-        return self.build({**parameters, "max_iter": PROBE_ITERATIONS}, seed)
+    def brief(self, parameters: Mapping[str, Any], seed: int, passes: int) -> Any:
+        """Ten iterations for each pass."""
+        return self.build({**parameters, "max_iter": PROBE_ITERATIONS * passes}, seed)
 
     def slim(self, estimator: Any) -> Any:
         """The vocabulary's numbers as Python's own; the regressions as ``logistic`` has them."""

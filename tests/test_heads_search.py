@@ -40,8 +40,9 @@ SMALL = {"hidden_layer_sizes": [4], "batch_size": 16, "device": "cpu"}
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every estimator that a search fits from its beginning, and how many rows it is given."""
     counted: list[Any] = []
-    real = grids._fit
-    monkeypatch.setattr(grids, "_fit", lambda one, *rows: (counted.append((one, len(rows[0]))), real(one, *rows))[1])
+    real = grids.fit_once
+    counting = lambda one, *rows: (counted.append((one, len(rows[0]))), real(one, *rows))[1]  # noqa: E731
+    monkeypatch.setattr(grids, "fit_once", counting)
     return counted
 
 
