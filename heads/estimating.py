@@ -47,15 +47,18 @@ def cost(head: Head, candidate: Candidate, x: Any, codes: Codes, seed: int, enou
 
     It is fitted on few rows for one pass, unmeasured: imports do not count. Then rows and passes are doubled until a
     fit takes ``enough`` seconds or is the whole of it; passes first where a fit ends when it converges, rows first
-    where it makes all of them. Time is in proportion to both. What cannot be fitted takes what it took to find out.
+    where it makes all of them. Time is in proportion to both. A fit that has not ended makes all the passes there may
+    be, but twice its own where fewer rows had ended. What cannot be fitted takes what it took to find out.
     """
     order = _in_turn(x, len(codes), seed)
     most = _most_passes(head, candidate[0])
     rows, passes = min(FEW, len(codes)), 1
     _trial(head, candidate, x, codes, order[:rows], passes, seed)
+    ended = False
     while True:
         one = _trial(head, candidate, x, codes, order[:rows], passes, seed)
         whole = passes == most or one.ended
+        ended = ended or one.ended
         if one.seconds > enough or (whole and rows == len(codes)):
             break
         if whole or (one.counted and rows < len(codes)):
@@ -63,7 +66,8 @@ def cost(head: Head, candidate: Candidate, x: Any, codes: Codes, seed: int, enou
         else:
             passes = min(2 * passes, most)
     share = len(codes) / rows
-    return Cost(one.seconds * share * (1 if whole else most / passes), one.row * (share if keeps_rows(head) else 1))
+    left = 1 if whole else min(most / passes, 2 if ended else most)
+    return Cost(one.seconds * share * left, one.row * (share if keeps_rows(head) else 1))
 
 
 def _in_turn(x: Any, n: int, seed: int) -> npt.NDArray[np.int64]:

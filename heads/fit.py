@@ -452,6 +452,26 @@ def _seconds(task: Task, ready: _Ready, fused: bool) -> float:
     return seconds
 
 
+def drafted(task: Task, features: Features, point: Mapping[str, Any], samples: Rows) -> FittedHead:
+    """A candidate fitted on some samples of the base for one pass: it says nothing, and is as large as it will be."""
+    targets = replace(task.targets, codes=task.codes[samples], strata=task.targets.strata[samples])
+    none = np.zeros(0, np.int64)
+    splits = replace(task.splits, train=np.arange(len(samples)), validation=none, test=none)
+    few = replace(task, base=task.base.take(samples), targets=targets, splits=splits)
+    ready = _ready(few, features)
+    steps = _own_steps(few, ready.features, for_sets(point.get("transform", task.config.transform), features.names))
+    estimator = task.head.brief({**task.config.fixed, **of_head(point)}, task.config.seed, 1)
+    pipeline = fit_pipeline(task.head.name, steps, estimator, ready.x, ready.codes, ready.rows["train"])
+    pipeline.steps[-1] = "head", task.head.slim(pipeline[-1])
+    return _head(few, ready, pipeline, (DEFAULT,) * len(task.classes) if task.targets.kind == "multi" else ())
+
+
+def chosen_by(task: Task, features: Features) -> list[dict[str, Any]]:
+    """The candidates that a search fits on these features; each choice of features has all, unless one chooses."""
+    points = [task.found.points[index] for index in task.found.unique]
+    return [point for point in points if "features" not in point or task.sets[_place(task, point)] is features]
+
+
 def _out_of_fold_fits(task: Task) -> int:
     """Trainings for probabilities of samples that the head was not trained on."""
     return task.config.cv.folds if task.config.cv and task.holds_out and not len(task.splits.validation) else 0
