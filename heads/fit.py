@@ -538,7 +538,8 @@ def _fit_one(task: Task, sets: Sequence[Features], progress: bool, searches: Pat
     estimator = _fitted(task, ready, steps, parameters, ready.rows["train"])
     run = replace(_scored_run(task, ready, steps, parameters, estimator), transform=transform)
     repeats = _repeats(task, ready, parameters, run)
-    notes = (*run.notes, *_convergence(found), *((repeats.said,) if repeats is not None else ()))
+    said = [*_convergence(found), *_of_other_classes(task), *((repeats.said,) if repeats is not None else ())]
+    notes = (*run.notes, *said)
     seconds = time.perf_counter() - began
     return replace(run, search=found, splitter=splitter, repeats=repeats, notes=notes, seconds=seconds)
 
@@ -708,6 +709,18 @@ def _convergence(found: SearchResult | None) -> list[str]:
     resumed = f"{found.resumed} of {found.fits} fits of the search were finished before and are not repeated"
     ended = f"{found.unconverged} fits of the search ended at max_iter before they converged"
     return [*([resumed] if found.resumed else []), *([ended] if found.unconverged else [])]
+
+
+def _of_other_classes(task: Task) -> list[str]:
+    """Of a search that is scored on validation rows some of which no candidate can get right."""
+    if not task.config.searches or task.config.cv is not None or task.targets.kind == "multi":
+        return []
+    held = task.codes[task.splits.validation]
+    other = int((~np.isin(held, task.codes[task.splits.train])).sum())
+    if not other:
+        return []
+    loss = "; in neg_log_loss each has probability 0, clipped" if "neg_log_loss" in task.scores else ""
+    return [f"search: {other:,} of {len(held):,} validation rows have a class that no training row has: wrong{loss}"]
 
 
 def _of_weights(task: Task, ready: _Ready, parameters: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,9 @@ import numpy.typing as npt
 from embedcache.errors import UsageError
 from embedcache.provenance import canonical_json, digest_json
 from heads.base import Head, check_parameters, weight_parameter
+from heads.metrics import rank_of_truth
 from heads.multilabel import strata
+from heads.probabilities import probabilities
 from heads.searching import Journal, Outcome, Rungs, data_digest, of_head, part_of, plain_keys, points_of
 
 Rows = npt.NDArray[np.int64]
@@ -354,11 +356,39 @@ def _score(estimator: Any, fold: _Fold, name: str) -> tuple[float, str]:
     from sklearn.metrics import get_scorer
 
     try:
+        if name in OF_PROBABILITIES:
+            return OF_PROBABILITIES[name](*_answers(estimator, fold)), ""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a label that a fold lacks is 0 for every candidate
             return float(get_scorer(name)(estimator, fold.x_test, fold.y_test)), ""
-    except UNFIT as error:
+    except (*UNFIT, AttributeError) as error:  # the last where a score needs probabilities and there are none
         return float("nan"), str(error)
+
+
+def _neg_log_loss(truth: Rows, found: npt.NDArray[Any]) -> float:
+    from sklearn.metrics import log_loss
+
+    known = truth < found.shape[1]
+    own = log_loss(truth[known], found[known], labels=np.arange(found.shape[1])) if known.any() else 0.0
+    return -float(own * known.mean() - np.log(np.finfo(found.dtype).eps) * (~known).mean())
+
+
+def _top_2_accuracy(truth: Rows, found: npt.NDArray[Any]) -> float:
+    return float((rank_of_truth(truth, found) <= 2).mean())
+
+
+OF_PROBABILITIES: Final = {"neg_log_loss": _neg_log_loss, "top_k_accuracy": _top_2_accuracy}
+"""scikit-learn's scores by these names, where it gives one; it gives none where training and held-out rows have other
+classes. A row of a class that was not trained on has probability 0, clipped as scikit-learn does."""
+
+
+def _answers(estimator: Any, fold: _Fold) -> tuple[Rows, npt.NDArray[Any]]:
+    """Truth as columns of the probabilities, (n,), one beyond them for a class that was not trained on; and these."""
+    classes = np.asarray(estimator.classes_)
+    own = hasattr(estimator, "predict_proba")
+    found = estimator.predict_proba(fold.x_test) if own else probabilities(estimator, fold.x_test, several=False)
+    place = np.minimum(np.searchsorted(classes, fold.y_test), len(classes) - 1)
+    return np.where(classes[place] == fold.y_test, place, len(classes)), np.asarray(found)
 
 
 @contextmanager

@@ -115,7 +115,11 @@ def test_many_candidates_share_the_time_of_one(clock: Clock) -> None:
 
 def test_what_cannot_be_fitted_costs_the_time_to_find_out() -> None:
     x = np.random.default_rng(0).normal(size=(90, 4))
-    for name, parameters in (("logistic", {"C": -1.0}), ("svm", {"C": "x"}), ("sklearn-mlp", {"max_iter": -1})):
+    for name, parameters in (
+        ("logistic", {"C": -1.0}),
+        ("svm", {"C": "x"}),
+        ("sklearn-mlp", {"hidden_layer_sizes": [-1]}),
+    ):
         found = cost(head_named(name), (parameters, []), x, CODES[:90], 0)
         assert 0 <= found.fit < 60
         assert found.row == 0
