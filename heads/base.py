@@ -34,10 +34,10 @@ class Head(Protocol):
         """The parameters that have an effect, defaults filled in: candidates that agree are fitted once."""
 
     def passes(self, parameters: Mapping[str, Any]) -> int:
-        """Passes over the training rows that a fit makes at most; for the estimate of time."""
+        """Equal parts of a fit that there are at most, epochs for instance; for the estimate of time."""
 
-    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
-        """The same estimator for one pass: its time times ``passes`` is the estimate."""
+    def brief(self, parameters: Mapping[str, Any], seed: int, passes: int) -> Any:
+        """The same estimator for so many of them."""
 
     def slim(self, estimator: Any) -> Any:
         """The fitted estimator without what only training needed, safe to save without pickle."""
@@ -49,6 +49,11 @@ def reads(head: Head) -> str:
     ``texts``: the samples' own texts; ``tokens``: word ids, with a matrix beside or not.
     """
     return str(getattr(head, "reads", VECTORS))
+
+
+def keeps_rows(head: Head) -> bool:
+    """Whether the training rows are the head: what it takes, and what a prediction costs, grows with them."""
+    return bool(getattr(getattr(head, "inner", head), "keeps_rows", False))
 
 
 def constructor_parameters(kind: type) -> dict[str, Any]:

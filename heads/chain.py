@@ -6,46 +6,40 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.multioutput import ClassifierChain
 
-from heads.linear import SURE
+from heads.per_label import Weights, fitted_or_constant, weighted_rows, with_state_of
 
 
-class Tolerant(LogisticRegression):  # type: ignore[misc]
-    """Logistic regression that a label on all rows or on none is a constant to, not an error."""
+class Chain(ClassifierChain):  # type: ignore[misc]
+    """``ClassifierChain`` in a given order, with sample weights and safe constants."""
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Tolerant:  # noqa: N803
-        """``LogisticRegression.fit`` where there are two classes."""
-        if len(np.unique(y)) > 1:
-            super().fit(X, y, sample_weight)
-            return self
-        self.classes_, self.n_features_in_ = np.array([0, 1]), X.shape[1]
-        self.coef_ = np.zeros((1, X.shape[1]))
-        self.intercept_ = np.array([SURE if y[0] else -SURE])
-        self.n_iter_ = np.zeros(1, np.int32)
+    def fit(self, X: Any, Y: Any, sample_weight: Weights | None = None) -> Chain:  # noqa: N803
+        """X: (n, dims). Y: indicators (n, labels). sample_weight: (n,); one of weight 0 is left out."""
+        X, Y, sample_weight = weighted_rows(X, Y, sample_weight)  # noqa: N806
+        own = Y[:, self.order]
+        seen = sparse.hstack((X, own), format="csr") if sparse.issparse(X) else np.hstack((X, own))
+        self.order_, self.chain_method_, self.n_features_in_ = self.order, self.chain_method, X.shape[1]
+        self.estimators_ = [
+            fitted_or_constant(clone(self.estimator), seen[:, : X.shape[1] + place], own[:, place], sample_weight)
+            for place in range(own.shape[1])
+        ]
+        self.classes_ = [one.classes_ for one in self.estimators_]
         return self
 
 
 def chained(estimator: LogisticRegression, order: npt.NDArray[np.int64], seed: int) -> Any:
-    """An unfitted scikit-learn ``ClassifierChain`` of such regressions. order: labels, the first one first."""
-    from sklearn.multioutput import ClassifierChain
-
-    return ClassifierChain(Tolerant(**estimator.get_params()), order=order.tolist(), random_state=seed)
+    """An unfitted ``ClassifierChain`` of such regressions. order: labels, the first one first."""
+    return Chain(estimator, order=order.tolist(), random_state=seed)
 
 
-def plain(chain: Any) -> Any:
-    """The fitted chain, in place, of scikit-learn's own regressions: no type of ours is kept with a head."""
-    chain.estimators_ = [_plain(one) for one in chain.estimators_]
-    for name in ("estimator", "base_estimator"):
-        if isinstance(getattr(chain, name, None), Tolerant):
-            setattr(chain, name, _plain(getattr(chain, name)))
-    return chain
-
-
-def _plain(one: Any) -> LogisticRegression:
-    made = LogisticRegression(**one.get_params())
-    vars(made).update(vars(one))
-    return made
+def plain(chain: Chain) -> ClassifierChain:
+    """The fitted chain as scikit-learn's own type: none of ours is kept with a head."""
+    own = {name: value for name, value in chain.get_params(deep=False).items() if name != "base_estimator"}
+    return with_state_of(ClassifierChain(**own), chain)
 
 
 def by_frequency(flags: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -20,9 +20,10 @@ from embedcache.view import Features, shared_groups, target_name
 from heads import HEADS, head_named, memory, vqa
 from heads.base import TOKENS, Head, check_parameters, reads, weight_parameter
 from heads.config import Folds, HeadConfig, Selection, Threshold
+from heads.estimating import mean_cost, seconds_of_scores
 from heads.fitting import Weights, continue_pipeline, fit_pipeline, weights_of
 from heads.fusion import OF_ANSWERS, Late, Union, stacked_weights, union_thresholds, weighted
-from heads.grid import Candidates, Choice, Data, SearchResult, candidates, estimate_seconds, search_choices
+from heads.grid import Candidates, Choice, Data, SearchResult, candidates, search_choices
 from heads.inputs import feature_sets, inputs_for, label_of, transforms_apply, with_each_alone
 from heads.kinds import KINDS, Kind, SeveralLabels, Targets, Truth
 from heads.metrics import Interval, RowScores
@@ -416,7 +417,8 @@ def _runs(task: Task) -> list[tuple[Features, ...]]:
 def _preview(task: Task, sets: Sequence[Features]) -> Preview:
     """Timed on the widest set where the search chooses; fusing the answers of heads takes no fit."""
     ready = _ready(task, max(sets, key=lambda one: sum(one.dims)))
-    fits, work = (0, 0.0) if task.fuses_answers and len(ready.features.sets) > 1 else _n_fits(task)
+    fused = task.fuses_answers and len(ready.features.sets) > 1
+    fits = 0 if fused else _n_fits(task)
     samples = {name: len(getattr(task.splits, name)) for name in ("train", "validation", "test")}
     return Preview(
         " or ".join(label_of(one) for one in sets),
@@ -424,29 +426,65 @@ def _preview(task: Task, sets: Sequence[Features]) -> Preview:
         ready.features.dims,
         len(task.found.points),
         fits,
-        _seconds(task, ready, fits, work),
+        _seconds(task, ready, fused),
         task.left_out,
         task.splits.notes,
     )
 
 
-def _n_fits(task: Task) -> tuple[int, float]:
-    """Trainings, of the search, the final ones and for thresholds, and what they cost in fits on all training rows."""
-    once = (1 + _out_of_fold_fits(task)) * task.config.seeds
-    if not task.config.searches:
-        return once, once
-    rungs, folds = _rungs(task), _n_folds(task)
-    return rungs.fits(folds) + once, rungs.work(folds) + once
+def _n_fits(task: Task) -> int:
+    """Trainings, of the search, the final ones and for thresholds."""
+    return _final_fits(task) + (_rungs(task).fits(_n_folds(task)) if task.config.searches else 0)
 
 
-def _seconds(task: Task, ready: _Ready, fits: int, work: float) -> float:
-    """About how long so many trainings take."""
-    if not fits:
-        return 0.0
-    train = ready.rows["train"]
-    parameters = [{**task.config.fixed, **of_head(task.found.points[index])} for index in task.found.unique]
-    x, codes, jobs = ready.x[train], ready.codes[train], min(task.jobs, max(1, fits - 1))
-    return estimate_seconds(task.head, parameters, x, codes, work, len(train), jobs, task.config.seed)
+def _final_fits(task: Task) -> int:
+    """Trainings after a search, or without one."""
+    return (1 + _out_of_fold_fits(task)) * task.config.seeds
+
+
+def _seconds(task: Task, ready: _Ready, fused: bool) -> float:
+    """About how long it takes: the search in parallel, the final trainings, predictions and scores of all splits."""
+    train, scored = ready.rows["train"], sum(len(ready.rows[name]) for name in SCORED_SPLITS)
+    seconds = task.config.seeds * seconds_of_scores(task.kind, ready.codes[train], len(task.classes), scored)
+    if fused:
+        return seconds
+    names = ready.features.names
+    points = [task.found.points[index] for index in task.found.unique]
+    chosen = [for_sets(point.get("transform", task.config.transform), names) for point in points]
+    found = [
+        ({**task.config.fixed, **of_head(point)}, _own_steps(task, ready.features, transform))
+        for point, transform in zip(points, chosen, strict=True)
+    ]
+    cost = mean_cost(task.head, found, ready.x[train], ready.codes[train], task.config.seed)
+    predicted = task.config.seeds * (scored + len(_unlabelled(task, ready)))
+    seconds += _final_fits(task) * cost.fit + predicted * cost.row
+    if task.config.searches:
+        rungs, parts = _rungs(task), _n_folds(task)
+        held = len(train) // parts if task.config.cv else len(ready.rows["validation"])
+        fits = rungs.fits(parts)
+        search = rungs.work(parts) * cost.fit + fits * held * len(task.scores) * cost.row
+        seconds += search / min(task.jobs, fits)
+    return seconds
+
+
+def drafted(task: Task, features: Features, point: Mapping[str, Any], samples: Rows) -> FittedHead:
+    """A candidate fitted on some samples of the base for one pass: it says nothing, and is as large as it will be."""
+    targets = replace(task.targets, codes=task.codes[samples], strata=task.targets.strata[samples])
+    none = np.zeros(0, np.int64)
+    splits = replace(task.splits, train=np.arange(len(samples)), validation=none, test=none)
+    few = replace(task, base=task.base.take(samples), targets=targets, splits=splits)
+    ready = _ready(few, features)
+    steps = _own_steps(few, ready.features, for_sets(point.get("transform", task.config.transform), features.names))
+    estimator = task.head.brief({**task.config.fixed, **of_head(point)}, task.config.seed, 1)
+    pipeline = fit_pipeline(task.head.name, steps, estimator, ready.x, ready.codes, ready.rows["train"])
+    pipeline.steps[-1] = "head", task.head.slim(pipeline[-1])
+    return _head(few, ready, pipeline, (DEFAULT,) * len(task.classes) if task.targets.kind == "multi" else ())
+
+
+def chosen_by(task: Task, features: Features) -> list[dict[str, Any]]:
+    """The candidates that a search fits on these features; each choice of features has all, unless one chooses."""
+    points = [task.found.points[index] for index in task.found.unique]
+    return [point for point in points if "features" not in point or task.sets[_place(task, point)] is features]
 
 
 def _out_of_fold_fits(task: Task) -> int:
@@ -515,7 +553,8 @@ def _fit_one(task: Task, sets: Sequence[Features], progress: bool, searches: Pat
     estimator = _fitted(task, ready, steps, parameters, ready.rows["train"])
     run = replace(_scored_run(task, ready, steps, parameters, estimator), transform=transform)
     repeats = _repeats(task, ready, parameters, run)
-    notes = (*run.notes, *_convergence(found), *((repeats.said,) if repeats is not None else ()))
+    said = [*_convergence(found), *_of_other_classes(task), *((repeats.said,) if repeats is not None else ())]
+    notes = (*run.notes, *said)
     seconds = time.perf_counter() - began
     return replace(run, search=found, splitter=splitter, repeats=repeats, notes=notes, seconds=seconds)
 
@@ -584,7 +623,7 @@ def _scored_run(
     began = time.perf_counter()
     held = _held_out(task, ready, estimator, steps, parameters) if task.holds_out else None
     thresholds, said = _thresholds(task, held)
-    said = [*said, *_of_weights(ready, estimator), *_of_oversampling(task, ready)]
+    said = [*said, *_of_weights(task, ready, parameters), *_of_oversampling(task, ready)]
     fusion = task.config.fusion.kind if len(ready.features.sets) > 1 else "concat"
     run = _run(task, ready, _head(task, ready, estimator, thresholds), said, began)
     return replace(run, parameters=parameters, held=held, fusion=fusion)
@@ -687,10 +726,22 @@ def _convergence(found: SearchResult | None) -> list[str]:
     return [*([resumed] if found.resumed else []), *([ended] if found.unconverged else [])]
 
 
-def _of_weights(ready: _Ready, estimator: Any) -> list[str]:
+def _of_other_classes(task: Task) -> list[str]:
+    """Of a search that is scored on validation rows some of which no candidate can get right."""
+    if not task.config.searches or task.config.cv is not None or task.targets.kind == "multi":
+        return []
+    held = task.codes[task.splits.validation]
+    other = int((~np.isin(held, task.codes[task.splits.train])).sum())
+    if not other:
+        return []
+    loss = "; in neg_log_loss each has probability 0, clipped" if "neg_log_loss" in task.scores else ""
+    return [f"search: {other:,} of {len(held):,} validation rows have a class that no training row has: wrong{loss}"]
+
+
+def _of_weights(task: Task, ready: _Ready, parameters: Mapping[str, Any]) -> list[str]:
     if ready.weights is None:
         return []
-    used = weight_parameter(estimator[-1]) is not None
+    used = weight_parameter(task.head.build(parameters, task.config.seed)) is not None
     return [
         "training samples are weighted" if used else "the data set's sample weights are not used: the head has none"
     ]
@@ -786,7 +837,7 @@ def _fitted(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters:
     pipeline = fit_pipeline(
         task.head.name, steps, estimator, ready.x, ready.codes, rows, weights=ready.weights, held=held
     )
-    task.head.slim(pipeline[-1])
+    pipeline.steps[-1] = "head", task.head.slim(pipeline[-1])
     return pipeline
 
 

@@ -43,7 +43,6 @@ def fit_pipeline(
     transforms = clone(Pipeline(list(steps))) if steps else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.filterwarnings("ignore", "Label .* is present in all training examples")  # said in a note
         try:
             own = taken(x, rows) if transforms is None else transforms.fit_transform(taken(x, rows), codes[rows])
             options: dict[str, Any] = {}

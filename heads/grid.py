@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +21,15 @@ import numpy.typing as npt
 from embedcache.errors import UsageError
 from embedcache.provenance import canonical_json, digest_json
 from heads.base import Head, check_parameters, weight_parameter
+from heads.metrics import rank_of_truth
 from heads.multilabel import strata
+from heads.probabilities import probabilities
 from heads.searching import Journal, Outcome, Rungs, data_digest, of_head, part_of, plain_keys, points_of
 
 Rows = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.integer[Any]]
 Matrix = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float32]
-PROBE_ROWS = 1000
-PROBED = 8
 UNFIT = (ValueError, TypeError, ArithmeticError)
 """What estimators raise on parameters or rows that they cannot be fitted with."""
 
@@ -86,34 +86,6 @@ def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
         name: value if isinstance(value, int | str | None) else [repr(value)]  # JSON has no infinite floats
         for name, value in parameters.items()
     }
-
-
-def estimate_seconds(
-    head: Head,
-    parameters: Sequence[Mapping[str, Any]],
-    x: Matrix,
-    codes: Codes,
-    fits: float,
-    rows: int,
-    jobs: int,
-    seed: int,
-) -> float:
-    """About how long ``fits`` fits on ``rows`` rows take: some candidates are fitted for one pass on a few rows.
-
-    What cannot be fitted takes no longer than it took to find that out.
-    """
-    probed = list(parameters)[:: max(1, len(parameters) // PROBED)][:PROBED]
-    chosen = np.random.default_rng(seed).permutation(len(codes))[:PROBE_ROWS]
-    seconds = 0.0
-    for one in probed:
-        began = time.perf_counter()
-        try:
-            _fit(head.brief(one, seed), x[chosen], codes[chosen])
-            passes = head.passes(one)
-        except UNFIT:
-            passes = 1
-        seconds += (time.perf_counter() - began) * passes
-    return seconds / len(probed) / len(chosen) * rows * fits / jobs
 
 
 @dataclass(frozen=True)
@@ -338,7 +310,7 @@ def _weighted(estimator: Any, weights: Weights | None) -> dict[str, Weights]:
     return {} if name is None or weights is None else {name: weights}
 
 
-def _fit(estimator: Any, x: Matrix, codes: Codes, weights: Weights | None = None) -> bool:
+def fit_once(estimator: Any, x: Matrix, codes: Codes, weights: Weights | None = None) -> bool:
     """Fit; whether the iterations ran out before convergence, which a short search does on purpose."""
     from sklearn.exceptions import ConvergenceWarning
 
@@ -363,7 +335,7 @@ def _fit_and_score(
     """
     began = time.perf_counter()
     try:
-        unconverged = not _was_fitted(estimator) and _fit(estimator, fold.x_train, fold.y_train, fold.weights)
+        unconverged = not _was_fitted(estimator) and fit_once(estimator, fold.x_train, fold.y_train, fold.weights)
         for epochs in more:
             estimator.continue_fit(fold.x_train, fold.y_train, epochs, **_weighted(estimator, fold.weights))
     except UNFIT as error:
@@ -384,11 +356,39 @@ def _score(estimator: Any, fold: _Fold, name: str) -> tuple[float, str]:
     from sklearn.metrics import get_scorer
 
     try:
+        if name in OF_PROBABILITIES:
+            return OF_PROBABILITIES[name](*_answers(estimator, fold)), ""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a label that a fold lacks is 0 for every candidate
             return float(get_scorer(name)(estimator, fold.x_test, fold.y_test)), ""
-    except UNFIT as error:
+    except (*UNFIT, AttributeError) as error:  # the last where a score needs probabilities and there are none
         return float("nan"), str(error)
+
+
+def _neg_log_loss(truth: Rows, found: npt.NDArray[Any]) -> float:
+    from sklearn.metrics import log_loss
+
+    known = truth < found.shape[1]
+    own = log_loss(truth[known], found[known], labels=np.arange(found.shape[1])) if known.any() else 0.0
+    return -float(own * known.mean() - np.log(np.finfo(found.dtype).eps) * (~known).mean())
+
+
+def _top_2_accuracy(truth: Rows, found: npt.NDArray[Any]) -> float:
+    return float((rank_of_truth(truth, found) <= 2).mean())
+
+
+OF_PROBABILITIES: Final = {"neg_log_loss": _neg_log_loss, "top_k_accuracy": _top_2_accuracy}
+"""scikit-learn's scores by these names, where it gives one; it gives none where training and held-out rows have other
+classes. A row of a class that was not trained on has probability 0, clipped as scikit-learn does."""
+
+
+def _answers(estimator: Any, fold: _Fold) -> tuple[Rows, npt.NDArray[Any]]:
+    """Truth as columns of the probabilities, (n,), one beyond them for a class that was not trained on; and these."""
+    classes = np.asarray(estimator.classes_)
+    own = hasattr(estimator, "predict_proba")
+    found = estimator.predict_proba(fold.x_test) if own else probabilities(estimator, fold.x_test, several=False)
+    place = np.minimum(np.searchsorted(classes, fold.y_test), len(classes) - 1)
+    return np.where(classes[place] == fold.y_test, place, len(classes)), np.asarray(found)
 
 
 @contextmanager

@@ -196,9 +196,9 @@ class SeveralLabels:
         """As the head has it."""
         return self.inner.passes(parameters)
 
-    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
+    def brief(self, parameters: Mapping[str, Any], seed: int, passes: int) -> Any:
         """The head's, for several labels."""
-        return self._several(self.inner.brief(parameters, seed), seed)
+        return self._several(self.inner.brief(parameters, seed, passes), seed)
 
     def _several(self, estimator: Any, seed: int) -> Any:
         if self.order is None:

@@ -16,6 +16,7 @@ class Knn:
     """Neighbours by brute force. It learns nothing: the training vectors are kept with the head."""
 
     name = "knn"
+    keeps_rows = True
 
     def parameters(self) -> set[str]:
         """scikit-learn's own names but those of trees."""
@@ -43,7 +44,7 @@ class Knn:
         """One."""
         return 1
 
-    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
+    def brief(self, parameters: Mapping[str, Any], seed: int, passes: int) -> Any:
         """The whole of it: a fit only keeps the rows."""
         return self.build(parameters, seed)
 

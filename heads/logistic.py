@@ -31,9 +31,9 @@ class Logistic:
 
     def several_labels(self, estimator: Any) -> Any:
         """One binary regression per label; a label on all or on none of the training rows gets that constant."""
-        from sklearn.multiclass import OneVsRestClassifier
+        from heads.per_label import PerLabel
 
-        return OneVsRestClassifier(estimator)
+        return PerLabel(estimator)
 
     def chained(self, estimator: Any, order: Any, seed: int) -> Any:
         """For several labels, each of which also sees those before it. order: labels, the first one first."""
@@ -49,31 +49,15 @@ class Logistic:
         """Iterations that L-BFGS rarely passes on standardized features, in units of the probe's."""
         return max(1, min(int(self.canonical(parameters)["max_iter"]), 200) // PROBE_ITERATIONS)
 
-    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
-        """A fit of ten iterations."""
-        return self.build({**parameters, "max_iter": PROBE_ITERATIONS}, seed)
+    def brief(self, parameters: Mapping[str, Any], seed: int, passes: int) -> Any:
+        """Ten iterations for each pass."""
+        return self.build({**parameters, "max_iter": PROBE_ITERATIONS * passes}, seed)
 
     def slim(self, estimator: Any) -> Any:
-        """One regression: nothing to drop. One per label: constants in a type that is safe to load."""
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.multioutput import ClassifierChain
+        """One regression: nothing to drop. One per label, or a chain of them: scikit-learn's own type."""
+        from heads import chain, per_label
 
-        if isinstance(estimator, ClassifierChain):
-            from heads.chain import plain
-
-            return plain(estimator)
-        fitted: list[Any] = getattr(estimator, "estimators_", [])
-        for label, one in enumerate(fitted):
-            if not isinstance(one, LogisticRegression):
-                fitted[label] = _constant(one.predict_proba([[0.0]])[0])
-        return estimator
-
-
-def _constant(probabilities: Any) -> Any:
-    """A public estimator that gives every row these probabilities of 0 and 1."""
-    from sklearn.dummy import DummyClassifier
-
-    return DummyClassifier(strategy="prior").fit([[0.0], [0.0]], [0, 1], sample_weight=probabilities)
+        return chain.plain(estimator) if isinstance(estimator, chain.Chain) else per_label.plain(estimator)
 
 
 def _defaults() -> dict[str, Any]:

@@ -60,9 +60,9 @@ class Mlp:
         """Epochs at most."""
         return max(1, int(self.canonical(parameters)["epochs"]))
 
-    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
-        """One epoch."""
-        return self.build({**parameters, "epochs": 1, "early_stopping": False}, seed)
+    def brief(self, parameters: Mapping[str, Any], seed: int, passes: int) -> Any:
+        """So many epochs."""
+        return self.build({**parameters, "epochs": passes, "early_stopping": False}, seed)
 
     def slim(self, estimator: Any) -> Any:
         """Nothing to drop: it is kept by ``state``, without its optimizer."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from heads.base import constructor_parameters
-from heads.linear import constants_of_same_kind
 
 
 class Ridge:
@@ -26,9 +25,9 @@ class Ridge:
 
     def several_labels(self, estimator: Any) -> Any:
         """All labels in one solution; with class weights, which differ by label, one regression per label."""
-        from sklearn.multiclass import OneVsRestClassifier
+        from heads.per_label import PerLabel
 
-        return estimator if estimator.class_weight is None else OneVsRestClassifier(estimator)
+        return estimator if estimator.class_weight is None else PerLabel(estimator)
 
     def canonical(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Without how the features are held while it is fitted."""
@@ -39,13 +38,15 @@ class Ridge:
         """One."""
         return 1
 
-    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
+    def brief(self, parameters: Mapping[str, Any], seed: int, passes: int) -> Any:
         """The whole of it."""
         return self.build(parameters, seed)
 
     def slim(self, estimator: Any) -> Any:
-        """One per label: constants in a type that is safe to load."""
-        return constants_of_same_kind(estimator)
+        """One per label: scikit-learn's own type."""
+        from heads.per_label import plain
+
+        return plain(estimator)
 
 
 def _defaults() -> dict[str, Any]:

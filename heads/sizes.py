@@ -6,25 +6,30 @@ The multi-label report's rule was 100 MB for everything: ``fit-head --max-size 1
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from embedcache.encoding import EncoderReference
 from embedcache.errors import EmbedCacheError, UsageError
 from embedcache.footprint import encoder_files
 from embedcache.view import Features
-from heads.fit import Task
+from heads.base import keeps_rows, reads
+from heads.fit import Task, chosen_by, drafted
+from heads.oversampling import oversampled
 from heads.record import HEAD
 from heads.saved import FeatureBinding, FittedHead, bindings
 
 _UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
-_WEIGHT_BYTES: Final = 4
-_MEAN_BYTES: Final = 22
-"""About what a number of the training rows' mean takes in ``head.json``."""
+_ROWS: Final = 64
+_TEXTS: Final = 4000
+"""Training samples that a draft of a head is fitted on, at least; of a head whose words they are, so many."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def total(parts: Sequence[Part]) -> int:
 def of_run(folder: Path, checkpoints: Mapping[str, str] | None = None) -> list[Part]:
     """The parts of a recorded run's head. checkpoints: by feature set, where an encoder came from a path."""
     head = FittedHead.load(folder / HEAD)
-    own = sum(path.stat().st_size for path in (folder / HEAD).iterdir())
+    own = sum(path.stat().st_size for path in (folder / HEAD).rglob("*") if path.is_file())
     return [*of_encoders(head.features, checkpoints or {}), Part("head", own)]
 
 
@@ -94,20 +99,72 @@ def of_encoders(found: Sequence[FeatureBinding], checkpoints: Mapping[str, str] 
 
 def before_fitting(task: Task, features: Features, checkpoints: Mapping[str, str] | None = None) -> list[Part]:
     """The parts that a head on ``features`` will have: its encoders as they are, the largest candidate as estimated."""
-    sizes = [estimated(task, {**task.config.fixed, **point}, sum(features.dims)) for point in task.found.points]
-    known = [size for size in sizes if size is not None]
-    head = Part("head", max(known), about=True) if known else Part("head", None, "it is measured when it is fitted")
-    return [*of_encoders(bindings(features), checkpoints), head]
+    return [*of_encoders(bindings(features), checkpoints), Part("head", estimated(task, features), about=True)]
 
 
-def estimated(task: Task, parameters: Mapping[str, Any], width: int) -> int | None:
-    """About the bytes of a head on ``width`` numbers; None for kinds whose size their training decides."""
-    hidden = task.head.canonical(parameters).get("hidden_layer_sizes", ())
-    if task.head.name not in ("logistic", "mlp", "sklearn-mlp"):
-        return None
-    widths = [width, *([hidden] if isinstance(hidden, int) else hidden), len(task.classes)]
-    weights = sum((narrow + 1) * wide for narrow, wide in pairwise(widths))
-    return int(weights) * _WEIGHT_BYTES + width * _MEAN_BYTES
+def estimated(task: Task, features: Features) -> int:
+    """About the bytes of a head: its largest candidate is drafted on a few samples, and the draft is saved.
+
+    Of a fusion of answers, one head for each feature set. Neighbours grow with the rows in proportion, the words of
+    ``tfidf`` more slowly than that: with many texts this is an upper bound.
+    """
+    if task.fuses_answers and len(features.sets) > 1:
+        alone = {one.sets[0].file.fingerprint: one for one in task.sets if len(one.sets) == 1}
+        return sum(estimated(task, alone[one.file.fingerprint]) for one in features.sets)
+    return max(_of_candidate(task, features, point) for point in _of_different_shape(task, features))
+
+
+def _of_different_shape(task: Task, features: Features) -> list[Mapping[str, Any]]:
+    """Candidates without those that differ in fractions alone (penalties, rates), which decide no shape."""
+    shapes: dict[str, Mapping[str, Any]] = {}
+    for point in chosen_by(task, features):
+        fractions = reads(task.head) != "texts"
+        shape = {name: value for name, value in point.items() if not (fractions and isinstance(value, float))}
+        shapes.setdefault(repr(sorted(shape.items(), key=lambda item: item[0])), point)
+    return list(shapes.values())
+
+
+def _of_candidate(task: Task, features: Features, point: Mapping[str, Any]) -> int:
+    """Bytes of one candidate fitted on all training samples."""
+    order, texts = _in_turn(task), reads(task.head) == "texts"
+    steps = point.get("transform", task.config.transform)
+    least = max(_ROWS, len(task.classes), _components(steps, sum(features.dims)), _TEXTS if texts else 0)
+    more = min(len(order), 2 * least)
+    size = _saved(task, features, point, order[:more])
+    if more == len(order) or not (texts or keeps_rows(task.head)):
+        return size
+    each = (size - _saved(task, features, point, order[: more // 2])) / (more - more // 2)
+    return int(size + each * (len(order) * _repeats(task) - more))
+
+
+def _in_turn(task: Task) -> npt.NDArray[np.int64]:
+    """Training samples by chance, but one of each class or label first."""
+    train = task.splits.train
+    drawn = train[np.random.default_rng(task.config.seed).permutation(len(train))]
+    codes = task.codes[drawn]
+    single = codes.ndim == 1
+    first = np.unique(codes, return_index=True)[1] if single else np.unique(codes[:, codes.any(0)].argmax(0))
+    return np.concatenate([drawn[first], np.delete(drawn, first)])
+
+
+def _repeats(task: Task) -> float:
+    """How many times each training sample is trained on, in the mean."""
+    train = task.splits.train
+    return len(oversampled(train, task.codes[train], task.config.oversample)) / len(train)
+
+
+def _components(steps: Any, width: int) -> int:
+    """Rows that principal components need: as many as they are; of a share of the variance, all there may be."""
+    if isinstance(steps, Mapping):
+        return max((_components(own, width) for own in steps.values()), default=0)
+    wanted = [step["pca"] for step in steps or () if isinstance(step, Mapping) and "pca" in step]
+    return max((one if isinstance(one, int) else width for one in wanted), default=0)
+
+
+def _saved(task: Task, features: Features, point: Mapping[str, Any], samples: npt.NDArray[np.int64]) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        drafted(task, features, point, np.sort(samples)).save(Path(folder) / HEAD)
+        return sum(path.stat().st_size for path in (Path(folder) / HEAD).iterdir())
 
 
 def check(label: str, parts: Sequence[Part], limit: int) -> None:

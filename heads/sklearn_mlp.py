@@ -50,9 +50,9 @@ class SklearnMlp:
         """Epochs at most."""
         return int(parameters.get("max_iter", _defaults()["max_iter"]))
 
-    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
-        """One epoch."""
-        return self.build({**parameters, "max_iter": 1, "early_stopping": False}, seed)
+    def brief(self, parameters: Mapping[str, Any], seed: int, passes: int) -> Any:
+        """So many epochs at most."""
+        return self.build({**parameters, "max_iter": passes, "early_stopping": False}, seed)
 
     def slim(self, estimator: Any) -> Any:
         """Without the optimiser's state, which is as large as the network and no type that is safe to load."""

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from heads.base import constructor_parameters
-from heads.linear import constants_of_same_kind
 
 DEFAULTS = {"dual": "auto"}
 PROBE_ITERATIONS = 10
@@ -33,9 +32,9 @@ class Svm:
 
     def several_labels(self, estimator: Any) -> Any:
         """One machine per label; a label on all or on none of the training rows gets that constant."""
-        from sklearn.multiclass import OneVsRestClassifier
+        from heads.per_label import PerLabel
 
-        return OneVsRestClassifier(estimator)
+        return PerLabel(estimator)
 
     def canonical(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Without ``verbose``; without ``intercept_scaling`` where there is no intercept."""
@@ -47,13 +46,15 @@ class Svm:
         """Iterations that it rarely passes on standardized features, in units of the probe's."""
         return max(1, min(int(self.canonical(parameters)["max_iter"]), 200) // PROBE_ITERATIONS)
 
-    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
-        """A fit of ten iterations."""
-        return self.build({**parameters, "max_iter": PROBE_ITERATIONS}, seed)
+    def brief(self, parameters: Mapping[str, Any], seed: int, passes: int) -> Any:
+        """Ten iterations for each pass."""
+        return self.build({**parameters, "max_iter": PROBE_ITERATIONS * passes}, seed)
 
     def slim(self, estimator: Any) -> Any:
-        """One per label: constants in a type that is safe to load."""
-        return constants_of_same_kind(estimator)
+        """One per label: scikit-learn's own type."""
+        from heads.per_label import plain
+
+        return plain(estimator)
 
 
 def _defaults() -> dict[str, Any]:

@@ -54,16 +54,15 @@ class Tfidf:
         """As of ``logistic``: the words are counted once, which is little beside it."""
         return Logistic().passes(_divided({**DEFAULTS, **parameters})[1])
 
-    def brief(self, parameters: Mapping[str, Any], seed: int) -> Any:
-        """A fit of ten iterations."""
-        return self.build({**parameters, "max_iter": PROBE_ITERATIONS}, seed)
+    def brief(self, parameters: Mapping[str, Any], seed: int, passes: int) -> Any:
+        """Ten iterations for each pass."""
+        return self.build({**parameters, "max_iter": PROBE_ITERATIONS * passes}, seed)
 
     def slim(self, estimator: Any) -> Any:
         """The vocabulary's numbers as Python's own; the regressions as ``logistic`` has them."""
         words = estimator[0]
         words.vocabulary_ = {word: int(column) for word, column in words.vocabulary_.items()}
-        Logistic().slim(estimator[-1])
-        return estimator
+        return _with_head(estimator, Logistic().slim(estimator[-1]))
 
 
 def _with_head(pipeline: Any, head: Any) -> Any:

@@ -19,7 +19,7 @@ from heads import config
 from heads import grid as grids
 from heads.config import parse, read_grid
 from heads.fit import fit, preview
-from heads.grid import SearchResult, candidates, estimate_seconds, search
+from heads.grid import SearchResult, candidates, search
 from heads.logistic import Logistic
 from heads.sklearn_mlp import SklearnMlp
 from heads.transforms import build
@@ -80,8 +80,8 @@ def assert_equal(own: SearchResult, theirs: GridSearchCV) -> None:
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every estimator that is fitted by the search or the probe."""
     counted: list[Any] = []
-    real = grids._fit
-    monkeypatch.setattr(grids, "_fit", lambda one, *rows: (counted.append(one), real(one, *rows))[1])
+    real = grids.fit_once
+    monkeypatch.setattr(grids, "fit_once", lambda one, *rows: (counted.append(one), real(one, *rows))[1])
     return counted
 
 
@@ -215,13 +215,6 @@ def test_where_nothing_can_be_fitted_the_first_reason_is_said() -> None:
 def test_a_score_that_does_not_apply_is_said() -> None:
     with pytest.raises(UsageError, match="Not one candidate could be fitted and scored.*multi_class"):
         searched(Logistic(), {"C": [1.0]}, score="roc_auc")
-
-
-@pytest.mark.parametrize("bad", [{"C": [-1.0, 1.0]}, {"max_iter": ["many"]}, {"C": [1.0, 2.0]}])
-def test_the_estimate_is_positive_even_of_what_cannot_be_fitted(bad: Any) -> None:
-    x, codes = blobs()
-    points = candidates(Logistic(), {}, bad).points
-    assert estimate_seconds(Logistic(), points, x, codes, 10, 90, 2, 0) > 0
 
 
 @pytest.mark.parametrize(

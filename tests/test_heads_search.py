@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, ParameterSampler, RandomizedSearchCV
+from sklearn.model_selection import GridSearchCV, ParameterSampler, RandomizedSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from typer.testing import CliRunner
@@ -20,16 +20,17 @@ from typer.testing import CliRunner
 from cli import app
 from embedcache.errors import UsageError
 from heads import grid as grids
-from heads import record
+from heads import head_named, record
 from heads.config import parse, to_yaml
 from heads.fit import FittedRun, fit, preview
 from heads.grid import candidates, search
 from heads.logistic import Logistic
+from heads.metrics import rank_of_truth, row_log_loss
 from heads.mlp import Mlp
 from heads.searching import FOLDER, Journal, Outcome, part_of, points_of, rungs_of
 from heads.torch_mlp import MLPHead
 from heads.transforms import build
-from tests.heads_helpers import captioned, prepared, separable, tagged
+from tests.heads_helpers import CLASSES, captioned, fitted, prepared, separable, tagged
 from tests.test_heads_grid import assert_equal, blobs, folds_of, searched
 
 SEED = 7
@@ -40,8 +41,9 @@ SMALL = {"hidden_layer_sizes": [4], "batch_size": 16, "device": "cpu"}
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every estimator that a search fits from its beginning, and how many rows it is given."""
     counted: list[Any] = []
-    real = grids._fit
-    monkeypatch.setattr(grids, "_fit", lambda one, *rows: (counted.append((one, len(rows[0]))), real(one, *rows))[1])
+    real = grids.fit_once
+    counting = lambda one, *rows: (counted.append((one, len(rows[0]))), real(one, *rows))[1]  # noqa: E731
+    monkeypatch.setattr(grids, "fit_once", counting)
     return counted
 
 
@@ -460,3 +462,58 @@ def test_the_command_says_what_was_not_repeated(tmp_path: Path, monkeypatch: pyt
     assert found.exit_code == 0, found.output
     assert "1 of 2 fits of the search were finished before" in found.output
     assert [path.name for path in (out / FOLDER).iterdir()] == []
+
+
+# ------------------------------------------------------------------------- classes that training rows do not have
+
+
+def rare_classes(cache: Path) -> None:
+    """Three classes, and one row in seven of a class of its own; published validation and test rows."""
+    labels = [CLASSES[row % 3] if row % 7 else f"rare {row}" for row in range(90)]
+    split = ["train" if row % 9 < 5 else "validation" if row % 9 < 7 else "test" for row in range(90)]
+    separable(cache, n=90, labels=labels, split=split, noise=1.0)
+
+
+@pytest.mark.parametrize("document", [{}, {"head": "svm"}, {"head": "knn", "grid": {"n_neighbors": [3, 9]}}], ids=str)
+def test_top_classes_are_searched_by_log_loss(tmp_path: Path, document: dict[str, Any]) -> None:
+    """As the final head is scored on the same rows, clipped by the precision of the probabilities."""
+    rare_classes(tmp_path)
+    both = ["neg_log_loss", "accuracy", "top_k_accuracy"]
+    own = {"select": {"top_classes": 3}, "grid": {"C": [0.01, 1.0]}, "score": both, "refit": "neg_log_loss", **document}
+    (run,) = fitted(tmp_path, **own)
+    assert run.search is not None
+    best, held = run.search.rows[run.search.best], run.scored["validation"]
+    known = held.truth < len(run.head.classes)
+    assert 0 < known.sum() < len(known)
+    loss = row_log_loss(held.truth[known], held.probabilities[known]).sum() / len(known)
+    clipped = [-np.log(np.finfo(kind).eps) * (~known).mean() for kind in (np.float32, np.float64)]
+    assert -best["mean_test_neg_log_loss"] in [pytest.approx(loss + more, rel=1e-4) for more in clipped]
+    assert best["mean_test_accuracy"] == pytest.approx(held.scores["accuracy"].value)
+    assert best["mean_test_top_k_accuracy"] == (rank_of_truth(held.truth, held.probabilities) <= 2).mean()
+    assert (
+        f"search: {(~known).sum()} of {len(known)} validation rows have a class that no training row has: wrong; "
+        "in neg_log_loss each has probability 0, clipped"
+    ) in run.notes
+
+
+def test_a_score_that_cannot_have_other_classes_says_so(tmp_path: Path) -> None:
+    rare_classes(tmp_path)
+    for head, grid in (("logistic", {"C": [0.1, 1.0]}), ("ridge", {"alpha": [0.1, 1.0]})):
+        with pytest.raises(UsageError, match="Not one candidate.*first reason: .*(Number of classes|predict_proba)"):
+            fitted(tmp_path, head=head, select={"top_classes": 3}, grid=grid, score="roc_auc_ovr")
+
+
+def test_log_loss_is_scikit_learns_where_folds_have_all_classes() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(90, 3)), np.arange(90) % 3
+    folds = list(StratifiedKFold(3).split(x, y))
+    scores = ["neg_log_loss", "top_k_accuracy"]
+    found = search(
+        head_named("logistic"), candidates(head_named("logistic"), {}, {"C": [0.1, 1.0]}), {}, [], x, y, folds, scores,
+        seed=0, jobs=1, progress=False,
+    )  # fmt: skip
+    theirs = GridSearchCV(LogisticRegression(max_iter=1000), {"C": [0.1, 1.0]}, cv=folds, scoring=scores, refit=False)
+    theirs.fit(x, y)
+    for name in scores:
+        expected = theirs.cv_results_[f"mean_test_{name}"]
+        assert [row[f"mean_test_{name}"] for row in found.rows] == pytest.approx(list(expected))

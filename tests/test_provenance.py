@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from embedcache.backbones import resolve
+from embedcache.backbones import checkpoints, resolve
 from embedcache.backbones.base import BackboneSettings
 from embedcache.backbones.checkpoints import digest_file, digest_tensors, read_tensors
 from embedcache.provenance import (
@@ -332,3 +334,49 @@ def test_the_digest_of_a_small_file(tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_text("one \n", encoding="utf-8")
     assert digest_file(tmp_path / "a.json") == digest_file(tmp_path / "b.json")
     assert digest_file(tmp_path / "c.txt") != digest_file(tmp_path / "d.txt")
+
+
+def test_weights_are_digested_once_in_a_process_and_again_when_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where size and time of change are as they were; a file of this moment is not trusted yet."""
+    file, reads = tmp_path / "w.safetensors", []
+
+    def read() -> dict[str, torch.Tensor]:
+        reads.append(1)
+        return read_tensors([file])
+
+    def write(value: float) -> str:
+        save_file({"w": torch.full((4,), value)}, file)
+        return digest_tensors({"w": torch.full((4,), value)})
+
+    first, now = write(1.0), time.time_ns
+    assert [checkpoints.digest_of_files([file], read) for _ in range(2)] == [first] * 2
+    assert len(reads) == 2
+    monkeypatch.setattr(checkpoints.time, "time_ns", lambda: now() + 10**10)
+    assert [checkpoints.digest_of_files([file], read) for _ in range(3)] == [first] * 3
+    assert len(reads) == 3
+    before = file.stat()
+    second = write(2.0)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
+    assert [checkpoints.digest_of_files([file], read) for _ in range(2)] == [second] * 2
+    assert len(reads) == 4
+    assert checkpoints.digest_of_files([file], lambda: {"other": torch.zeros(1)}, "a part") not in (first, second)
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, now = tmp_path / "w.safetensors", time.time_ns
+    save_file({"w": torch.zeros(4)}, file)
+    monkeypatch.setattr(checkpoints.time, "time_ns", lambda: now() + 10**10)
+
+    def meanwhile() -> dict[str, torch.Tensor]:
+        found = {name: one.clone() for name, one in read_tensors([file]).items()}
+        save_file({"w": torch.ones(4)}, file)
+        return found
+
+    checkpoints.digest_of_files([file], meanwhile)
+    found = checkpoints.digest_of_files([file], lambda: read_tensors([file]))
+    assert found == digest_tensors({"w": torch.ones(4)})

@@ -6,10 +6,11 @@ Hugging Face hub's own cache folder, and fetched into it where there is a networ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 
@@ -22,6 +23,9 @@ SAFETENSORS = "model.safetensors"
 WEIGHT_NAMES = (SAFETENSORS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
 _OTHERS = ["onnx/*", "openvino/*", "coreml/*", "*.gguf"]
+_COARSE_NS: Final = 2_000_000_000
+_DIGESTS: Final[dict[Any, str]] = {}
+"""Digests that this process has made, by the state of their files."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,34 @@ def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
         state.update(f"{name}|{str(tensor.dtype).removeprefix('torch.')}|{tuple(tensor.shape)}\0".encode())
         state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
+
+
+def digest_of_files(files: Sequence[Path], tensors: Callable[[], Mapping[str, torch.Tensor]], part: Any = None) -> str:
+    """``digest_tensors`` of what is read of some files, made once in a process while no file changes.
+
+    tensors: reads them. part: which of the files' tensors these are, and under which names. A file is the same one by
+    its resolved path, device, inode, size, and the times of its last change of content and of inode, before and after
+    it is read. One that changed less than two seconds ago is digested again: clocks of file systems are coarse.
+    """
+    began = time.time_ns()
+    states = _states(files)
+    key = states, repr(part)
+    if states is not None and key in _DIGESTS:
+        return _DIGESTS[key]
+    found = digest_tensors(tensors())
+    settled = states is not None and all(began - max(times) > _COARSE_NS for *_, times in states)
+    if settled and _states(files) == states:
+        _DIGESTS[key] = found
+    return found
+
+
+def _states(files: Sequence[Path]) -> tuple[Any, ...] | None:
+    """What tells whether files are the same ones as before; None where one cannot be asked."""
+    try:
+        known = [(str(file.resolve()), file.stat()) for file in files]
+    except OSError:
+        return None
+    return tuple((path, own.st_dev, own.st_ino, own.st_size, (own.st_mtime_ns, own.st_ctime_ns)) for path, own in known)
 
 
 def digest_file(path: Path) -> str:

@@ -165,7 +165,7 @@ class HfBackbone:
         return EncoderIdentity(
             modality=self.modality,
             family="hf",
-            weights=checkpoints.digest_tensors(self._tensors()),
+            weights=checkpoints.digest_of_files(self.files, self._tensors, self.tower),
             architecture=self._configuration(),
             pooling=self.pooling,
             preprocessing=self._preprocessing(),

@@ -44,7 +44,7 @@ class StBackbone:
         return EncoderIdentity(
             modality="text",
             family="st",
-            weights=checkpoints.digest_tensors(self._tensors()),
+            weights=checkpoints.digest_of_files(self._files(), self._tensors, self.modules),
             architecture={module["path"] or ".": self._configuration(module) for module in self.modules},
             pooling="modules",
             preprocessing={
@@ -82,14 +82,24 @@ class StBackbone:
     def _first_folder(self) -> Path:
         return self.folder / str(self.modules[0]["path"])
 
+    def _weights(self) -> dict[str, list[Path]]:
+        """Weight files by the path of their module, of those that have weights."""
+        folders = {str(module["path"]): self.folder / str(module["path"]) for module in self.modules}
+        return {
+            path: checkpoints.weight_files(folder)
+            for path, folder in folders.items()
+            if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+        }
+
+    def _files(self) -> list[Path]:
+        return [file for files in self._weights().values() for file in files]
+
     def _tensors(self) -> dict[str, torch.Tensor]:
-        tensors: dict[str, torch.Tensor] = {}
-        for module in self.modules:
-            folder = self.folder / str(module["path"])
-            if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
-                part = checkpoints.read_tensors(checkpoints.weight_files(folder))
-                tensors |= {f"{module['path']}/{name}": tensor for name, tensor in part.items()}
-        return tensors
+        return {
+            f"{path}/{name}": tensor
+            for path, files in self._weights().items()
+            for name, tensor in checkpoints.read_tensors(files).items()
+        }
 
     def _configuration(self, module: Mapping[str, Any]) -> dict[str, Any]:
         config = _json(self.folder / str(module["path"]) / "config.json")

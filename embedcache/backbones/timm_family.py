@@ -56,7 +56,7 @@ class TimmBackbone:
         return EncoderIdentity(
             modality="image",
             family="timm",
-            weights=checkpoints.digest_tensors(checkpoints.read_tensors(self.files)),
+            weights=checkpoints.digest_of_files(self.files, lambda: checkpoints.read_tensors(self.files)),
             architecture={"name": self.architecture.split(".")[0], "arguments": dict(self.arguments)},
             pooling=self.pooling,
             preprocessing=self.preprocessing.to_dict(),
