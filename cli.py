@@ -458,7 +458,11 @@ def _table_of(
     if heads:
         document = table.of_choices(document, heads, features, where)
     elif features:
-        raise UsageError(f"The rows of {where} name their features: leave --features out, or --set features=[a, b].")
+        if len(features) > 1 or any("features" in one for one in (document, *table.rows_of(document))):
+            raise UsageError(
+                f"{where} has a row per head: --features is one choice for all of them, where no row names its own."
+            )
+        document = {**document, "features": features[0]}
     stated = [f"dataset={dataset}"] if dataset else []
     return table.chosen_rows(table.parse_table(document, [*stated, *assignments], where), rows)
 

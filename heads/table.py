@@ -173,9 +173,7 @@ def parse_table(document: Mapping[str, Any], assignments: Sequence[str] = (), wh
     common = {key: value for key, value in document.items() if key not in ("table", ROWS)}
     config: TableConfig = _checked(TableConfig, document.get("table") or {}, f"{where}, 'table'")
     assignments = [*config.set, *assignments]
-    listed = document[ROWS]
-    if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
-        raise UsageError(f"{where}: 'rows' is a list of rows, each a mapping with 'cells' and keys of a grid file.")
+    listed = rows_of(document, where)
     stated = [_checked(_Row, {key: one[key] for key in OWN if key in one}, f"{where}, row {number}")
               for number, one in enumerate(listed, 1)]  # fmt: skip
     figures = config.figures or {HEADLINE: Figure(score=HEADLINE)}
@@ -197,6 +195,14 @@ def parse_table(document: Mapping[str, Any], assignments: Sequence[str] = (), wh
         rows.append(Row(row.cells, row.encoders, row.note, configs))
     stated_table = {**(document.get("table") or {}), **({"set": assignments} if assignments else {})}
     return Table(config, tuple(rows), {**document, "table": stated_table}, where)
+
+
+def rows_of(document: Mapping[str, Any], where: str = "the table") -> list[dict[str, Any]]:
+    """The rows as they are stated. Raises UsageError where they are no list of mappings."""
+    listed = document[ROWS]
+    if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
+        raise UsageError(f"{where}: 'rows' is a list of rows, each a mapping with 'cells' and keys of a grid file.")
+    return listed
 
 
 def chosen_rows(table: Table, names: Sequence[str]) -> Table:

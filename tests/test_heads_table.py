@@ -357,7 +357,8 @@ def test_a_dry_run_of_a_table_fits_nothing(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--row", "x"], "--row is for a grid file that has rows"),
-        (["--grid", "cub-texts.yaml", "--features", "a"], "name their features"),
+        (["--grid", "cub-texts.yaml", "--features", "a"], "where no row names its own"),
+        (["--grid", "heads.yaml", "--features", "a", "--features", "b"], "one choice for all of them"),
         (["--grid", "cub-texts.yaml", "--head", "knn"], "leave --head out"),
         (["--head", "knn", "--head", "ridge", "--learning-curve", "10"], "--learning-curve is for one head"),
         (["--head", "knn", "--head", "rigde"], "Did you mean 'ridge'"),
