@@ -139,6 +139,7 @@ def test_a_head_is_used_as_any_classifier_whatever_holds_the_rows(
     x, y = data[0].astype(dtype), data[1]
     given = CONTAINERS[container](x, tmp_path / "x")
     found, plain = USES[use](given, y), USES[use](x, y)
-    np.testing.assert_allclose(found, plain, atol=1e-5)
+    loose = (container, dtype, use) == ("torch", "float16", "pipeline")  # StandardScaler computes in float64 then
+    np.testing.assert_allclose(found, plain, atol=0.02 if loose else 1e-5)
     assert np.isfinite(plain).all()
     assert np.ptp(plain, axis=0).max() > 0
