@@ -95,7 +95,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         x = self._features(X)
         device = next(self.module_.parameters()).device
-        found = outputs(self.module_, self._inputs(x, device), torch.arange(len(x), device=device)).double()
+        found = outputs(self.module_, self._inputs(x, device), torch.arange(len(x))).double()
         probabilities = found.sigmoid() if self.multilabel_ else found.softmax(1)
         return np.asarray(probabilities.cpu().numpy())
 

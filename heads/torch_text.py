@@ -277,9 +277,9 @@ class TextHead(TorchHead):
         inputs = self._inputs(x, device)
         out = np.zeros((len(x), int(inputs.longest)), np.float32)
         with torch.inference_mode():
-            for piece in inputs.pieces(torch.arange(len(x), device=device)):
+            for piece in inputs.pieces(torch.arange(len(x))):
                 found = self.module_.attention(inputs.batch(piece)).cpu().numpy()
-                out[piece.cpu().numpy(), : found.shape[1]] = found
+                out[piece.numpy(), : found.shape[1]] = found
         return out
 
     # --------------------------------------------------------------------------------------------- inside
