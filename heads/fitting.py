@@ -50,7 +50,10 @@ def fit_pipeline(
             if weights is not None and (weight := weight_parameter(estimator)) is not None:
                 options[weight] = weights[rows]
             if held is not None and len(held) and has_fit_parameter(estimator, "validation"):
-                options["validation"] = x[held] if transforms is None else transforms.transform(x[held]), codes[held]
+                options["validation"] = (
+                    taken(x, held) if transforms is None else transforms.transform(x[held]),
+                    codes[held],
+                )
             estimator.fit(own, codes[rows], **options)
         except UNFIT as error:
             raise UsageError(f"scikit-learn cannot fit the head {name!r}: {error}") from error
@@ -86,7 +89,7 @@ def continue_pipeline(
     if weights is not None and (weight := weight_parameter(estimator)) is not None:
         options[weight] = weights[rows]
     if held is not None and len(held):
-        options["validation"] = x[held] if transforms is None else transforms.transform(x[held]), codes[held]
+        options["validation"] = taken(x, held) if transforms is None else transforms.transform(x[held]), codes[held]
     own = taken(x, rows) if transforms is None else transforms.transform(taken(x, rows))
     estimator.continue_fit(own, codes[rows], epochs, **options)
 

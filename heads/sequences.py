@@ -123,19 +123,6 @@ class Sequences:
         return cls(tokens, offsets, matrix, np.arange(n), n_words, vocabulary, fingerprint)
 
 
-class VectorsOf:
-    """The vectors of some rows, read by slices: no second matrix is made."""
-
-    def __init__(self, sequences: Sequences, rows: Rows) -> None:
-        self._sequences, self._rows = sequences, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, key: slice) -> npt.NDArray[Any]:
-        return self._sequences.numbers(self._rows[key])
-
-
 # ---------------------------------------------------------------------------------------------- from the cache
 
 

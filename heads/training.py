@@ -28,11 +28,13 @@ Tensor: TypeAlias = torch.Tensor
 
 OPTIMIZERS: Final = ("adam", "adamw", "sgd")
 SCHEDULES: Final = ("constant", "cosine", "step", "one-cycle", "adaptive")
-EVALUATED_AT_ONCE = 4096
+EVALUATED_BYTES = 16 << 20
 SCORED_TRAINING_ROWS = 2000
 """Training loss and score are of that many fixed rows: all of them would cost a third of an epoch."""
 SHARE_OF_DEVICE = 0.6
 BLOCK_BYTES = 64 << 20
+LOOKED_AT_BYTES = 4 << 20
+"""What is looked at before training is looked at in such blocks, so that no copy of a matrix is made for it."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,9 @@ class Matrix:
         yield from order.split(size)  # type: ignore[no-untyped-call]
 
     def pieces(self, rows: Tensor) -> Sequence[Tensor]:
-        """In order."""
-        return torch.arange(len(rows)).split(EVALUATED_AT_ONCE)  # type: ignore[no-untyped-call,no-any-return]
+        """In order, each of about EVALUATED_BYTES of float32."""
+        width = max(1, EVALUATED_BYTES // max(1, self._host.shape[1] * 4))
+        return torch.arange(len(rows)).split(width)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _fits(nbytes: int, device: torch.device) -> bool:
@@ -381,6 +384,12 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
+def by_blocks(rows: Rows, row_bytes: int) -> Iterator[Rows]:
+    """Row numbers in blocks of about LOOKED_AT_BYTES of numbers."""
+    width = max(1, LOOKED_AT_BYTES // max(1, row_bytes))
+    return (rows[start : start + width] for start in range(0, len(rows), width))
+
+
 Activation = Literal["relu", "tanh", "gelu", "identity"]
 ACTIVATIONS: Final[Mapping[str, type[nn.Module]]] = {
     "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "identity": nn.Identity
@@ -418,15 +427,15 @@ class Standardized(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
-    def learn(self, x: Any) -> None:
-        """Mean and deviation of ``x`` (n, dim), by pieces: no second matrix is made. A constant is only centred.
+    def learn(self, read: Callable[[Rows], npt.NDArray[Any]], rows: Rows) -> None:
+        """Mean and deviation of ``read(rows)``, (n, dim), by blocks: no second matrix is made.
 
-        x: an array, or what gives slices of rows as one does.
+        A number that is the same in all rows is only centred.
         """
-        n, pieces = len(x), range(0, len(x), EVALUATED_AT_ONCE)
-        mean = sum(x[start : start + EVALUATED_AT_ONCE].sum(0, dtype=np.float64) for start in pieces) / n
-        squares = sum(((x[start : start + EVALUATED_AT_ONCE] - mean) ** 2).sum(0) for start in pieces)
-        deviation = np.sqrt(squares / n)
+        blocks = list(by_blocks(rows, 8 * len(self.mean)))
+        mean = sum(read(block).sum(0, dtype=np.float64) for block in blocks) / len(rows)
+        squares = sum(((read(block) - mean) ** 2).sum(0) for block in blocks)
+        deviation = np.sqrt(squares / len(rows))
         self.mean.copy_(torch.from_numpy(np.asarray(mean, np.float32)))
         self.scale.copy_(torch.from_numpy((1 / np.where(deviation > 0, deviation, 1)).astype(np.float32)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from embedcache.errors import UsageError
+from heads import training
 from heads.torch_mlp import MLPHead
 from heads.training import Matrix, TrainingOptions
 
@@ -143,6 +145,21 @@ def test_standardizing_inside_is_standardizing_before(data: Any) -> None:
     inside = head(standardize=True).fit(x, y).predict_proba(x)
     before = make_pipeline(StandardScaler(), head()).fit(x, y).predict_proba(x)
     np.testing.assert_allclose(inside, before, atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"standardize": True}, {"standardize": True, "early_stopping": True}], ids=str)
+def test_no_second_matrix_is_made(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    """Of what numpy allocates; torch reads batches only."""
+    monkeypatch.setattr(training, "LOOKED_AT_BYTES", 1 << 18)
+    x = np.random.default_rng(0).standard_normal((2000, 1024), np.float32).astype(np.float16)
+    own, y = head(epochs=1, **changes), np.arange(len(x)) % 3
+    tracemalloc.start()
+    try:
+        own.fit(x, y).predict_proba(x)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < x.nbytes / 2
 
 
 def test_a_head_is_kept_as_json_and_tensors(data: Any) -> None:
