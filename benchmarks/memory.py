@@ -1,4 +1,4 @@
-"""Peak memory by the number of items: at most 300 bytes for each in an extraction, none in ``verify``, a row in ``mlp``.
+"""Peak memory by the number of items: at most 300 bytes for each in an extraction; ``verify`` none; ``mlp`` its row.
 
 A text ``table`` of 100,000 and of 1,000,000 rows goes through ``embedcache.extract`` with a stand-in backbone, each
 in a process of its own; the growth of the peak (``VmHWM``) over the 900,000 additional items is held against the
