@@ -37,7 +37,7 @@ from heads.selection import Vocabulary, selected, with_top_classes
 from heads.sequences import vectors_of, with_transform_inside
 from heads.splits import Rows, Splits, folds, make_splits
 from heads.thresholds import DEFAULT, Per, tune
-from heads.transforms import build, for_sets
+from heads.transforms import build, for_sets, standardized_inside
 
 if TYPE_CHECKING:
     from heads.curves import CurvePoint
@@ -196,6 +196,8 @@ def prepare(config: HeadConfig, cache: str | Path = "cache", *, within: Rows | N
     head = head_named(config.head)
     if reads(head) == TOKENS:
         config = with_transform_inside(config)
+    elif streams(head):
+        config = standardized_inside(config)
     check_parameters(head, set(config.fixed))
     opened = open_cache(cache)
     dataset = opened[config.dataset] if config.dataset else opened.only()

@@ -49,7 +49,10 @@ def fit_pipeline(
             if weights is not None and (weight := weight_parameter(estimator)) is not None:
                 options[weight] = weights[rows]
             if held is not None and len(held) and has_fit_parameter(estimator, "validation"):
-                options["validation"] = x[held] if transforms is None else transforms.transform(x[held]), codes[held]
+                options["validation"] = (
+                    taken(x, held) if transforms is None else transforms.transform(x[held]),
+                    codes[held],
+                )
             estimator.fit(own, codes[rows], **options)
         except UNFIT as error:
             raise UsageError(f"scikit-learn cannot fit the head {name!r}: {error}") from error
@@ -81,12 +84,15 @@ def continue_pipeline(
         kind = type(estimator).__name__
         raise UsageError(f"A {kind} is not trained by epochs: there is nothing to go on with. Fit it again instead.")
     transforms = pipeline[:-1] if len(pipeline) > 1 else None
+    own, validation = taken(x, rows), None if held is None or not len(held) else taken(x, held)
+    if transforms is not None:  # of float32: float16 would stay float16
+        own = transforms.transform(np.asarray(own, np.float32))
+        validation = None if validation is None else transforms.transform(np.asarray(validation, np.float32))
     options: dict[str, Any] = {}
     if weights is not None and (weight := weight_parameter(estimator)) is not None:
         options[weight] = weights[rows]
-    if held is not None and len(held):
-        options["validation"] = x[held] if transforms is None else transforms.transform(x[held]), codes[held]
-    own = taken(x, rows) if transforms is None else transforms.transform(taken(x, rows))
+    if validation is not None:
+        options["validation"] = validation, codes[held]
     estimator.continue_fit(own, codes[rows], epochs, **options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,18 @@ class BySet(nn.Module):
         return torch.cat(found, 1)
 
 
+class Multiplied(nn.Module):
+    """Feature sets of one width, side by side, multiplied number by number: ``heads.product.Product``."""
+
+    def __init__(self, sets: int) -> None:
+        super().__init__()
+        self.sets = sets
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, sets · width) to (n, width)."""
+        return reduce(torch.mul, x.chunk(self.sets, 1))
+
+
 class Probabilities(nn.Module):
     """The network's outputs as probabilities of all of the head's classes; those that training lacked get zero."""
 
@@ -91,6 +104,8 @@ def folded(head: FittedHead) -> nn.Module:
     from heads.torch_mlp import MLPHead
 
     network = head.last
+    if network is None:
+        raise UsageError("The answers of several heads are fused: export a run of one of them alone.")
     if not isinstance(network, MLPHead):
         raise UsageError(f"The head {head.head!r} is no multi-layer perceptron in torch: only 'mlp' can be exported.")
     parts = [_module(step) for _, step in head.estimator.steps[:-1]]
@@ -106,6 +121,8 @@ def _module(step: Any) -> nn.Module:
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
+    from heads.product import Product
+
     if step == "passthrough" or (isinstance(step, FunctionTransformer) and step.func is None):
         return nn.Identity()
     if isinstance(step, StandardScaler):
@@ -116,6 +133,8 @@ def _module(step: Any) -> nn.Module:
         return UnitRows()
     if isinstance(step, PCA) and not step.whiten:
         return Components(step.mean_, step.components_)
+    if isinstance(step, Product):
+        return Multiplied(step.sets)
     if isinstance(step, Pipeline):
         return nn.Sequential(*(_module(one) for _, one in step.steps))
     if isinstance(step, ColumnTransformer):

@@ -14,7 +14,7 @@ _ONLY_WITH = {"sgd": {"momentum"}, "step": {"step_size", "gamma"}}
 class Mlp:
     """``MLPHead``: widths, batch norm, dropout, schedules, early stopping.
 
-    streams: without a transform it reads the features in their stored type where they lie.
+    streams: it reads the features in their stored type where they lie; it standardizes them itself.
     """
 
     name = "mlp"

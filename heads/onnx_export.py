@@ -121,10 +121,20 @@ def described(head: FittedHead) -> Mapping[str, str]:
 def _run(path: Path, x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], str]:
     """Probabilities (n, classes) by what is there to run the file, and its name."""
     if find_spec("onnxruntime") is not None:
-        import onnxruntime
+        return by_onnxruntime(path, x), "onnxruntime"
+    return by_onnx(path, x), "onnx's reference evaluator"
 
-        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-        return np.asarray(session.run([OUTPUT], {INPUT: x})[0]), "onnxruntime"
+
+def by_onnxruntime(path: Path, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    """Probabilities (n, classes) as most users of the file will get them."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run([OUTPUT], {INPUT: x})[0])
+
+
+def by_onnx(path: Path, x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    """Probabilities (n, classes) by the definition of each operator, in numpy."""
     from onnx.reference import ReferenceEvaluator
 
-    return np.asarray(ReferenceEvaluator(str(path)).run([OUTPUT], {INPUT: x})[0]), "onnx's reference evaluator"
+    return np.asarray(ReferenceEvaluator(str(path)).run([OUTPUT], {INPUT: x})[0])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import validate_data
 
 from embedcache.errors import UsageError, unknown_name
 from heads.transforms import build
@@ -21,19 +22,27 @@ _STEP = "product"
 class Product(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """(n, sets · width) side by side to (n, width) multiplied number by number. It learns nothing."""
 
-    def __init__(self, sets: int = 2) -> None:
+    def __init__(self, sets: int = 1) -> None:
         self.sets = sets
+
+    def __sklearn_tags__(self) -> Any:
+        """Nothing is learnt, and floats stay as wide as they are."""
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.transformer_tags.preserves_dtype = ["float16", "float32", "float64"]
+        return tags
 
     def fit(self, X: Any, y: Any = None) -> Product:  # noqa: N803
         """Raises ValueError where the columns are no equal parts."""
-        if X.shape[1] % self.sets:
-            raise ValueError(f"{X.shape[1]} columns are not {self.sets} sets of one width")
-        self.n_features_in_ = X.shape[1]
+        x = validate_data(self, X, dtype="numeric")
+        if x.shape[1] % self.sets:
+            raise ValueError(f"{x.shape[1]} columns are not {self.sets} sets of one width")
         return self
 
     def transform(self, X: Any) -> npt.NDArray[Any]:  # noqa: N803
         """The product of the parts."""
-        return np.asarray(np.reshape(X, (len(X), self.sets, -1)).prod(1))
+        x = validate_data(self, X, dtype="numeric", reset=False)
+        return np.asarray(x.reshape(len(x), self.sets, -1).prod(1))
 
 
 def product_steps(

@@ -123,19 +123,6 @@ class Sequences:
         return cls(tokens, offsets, matrix, np.arange(n), n_words, vocabulary, fingerprint)
 
 
-class VectorsOf:
-    """The vectors of some rows, read by slices: no second matrix is made."""
-
-    def __init__(self, sequences: Sequences, rows: Rows) -> None:
-        self._sequences, self._rows = sequences, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, key: slice) -> npt.NDArray[Any]:
-        return self._sequences.numbers(self._rows[key])
-
-
 # ---------------------------------------------------------------------------------------------- from the cache
 
 
@@ -222,8 +209,7 @@ class SequenceInputs:
         self._lengths = self._real.clamp(min=1)
         self._host_lengths = torch.from_numpy(np.maximum(real, 1))
         self._matrix = Matrix(x.matrix, device) if x.dim else None
-        self._places = torch.from_numpy(np.ascontiguousarray(x.rows)).to(device)
-        self._yielded: tuple[Any, Any] = (None, None)
+        self._places = torch.from_numpy(np.ascontiguousarray(x.rows))
 
     def __len__(self) -> int:
         return self._n
@@ -237,44 +223,38 @@ class SequenceInputs:
         """Some rows, in this order, cut and padded without a loop over them."""
         import torch
 
-        host = self._yielded[1] if rows is self._yielded[0] else rows.cpu()
-        host_lengths = self._host_lengths[host]
+        from heads.training import moved
+
+        host_lengths, chosen = self._host_lengths[rows], moved(rows, self.device)
         place = torch.arange(int(host_lengths.max()), device=self.device)
-        lengths, real = self._lengths[rows], self._real[rows]
-        source = self._starts[rows][:, None] + place
-        source.masked_fill_(place >= real[:, None], len(self._tokens) - 1)
+        source = self._starts[chosen][:, None] + place
+        source.masked_fill_(place >= self._real[chosen][:, None], len(self._tokens) - 1)
         tokens = self._tokens.take(source)
         if self._matrix is None:
             numbers = torch.zeros((len(rows), 0), device=self.device)
         else:
             numbers = self._matrix.batch(self._places[rows])
-        return WordBatch(tokens, lengths, host_lengths, numbers)
+        return WordBatch(tokens, self._lengths[chosen], host_lengths, numbers)
 
     def epoch(self, rows: torch.Tensor, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
         """Shuffled; by pools of batches sorted by length, longest first, and the batches shuffled."""
         import torch
 
-        host = rows.cpu()
-        order = host[torch.randperm(len(host), generator=generator)]
+        order = rows[torch.randperm(len(rows), generator=generator)]
         batches: list[torch.Tensor] = []
         for pool in order.split(size * POOLED_BATCHES):  # type: ignore[no-untyped-call]
             by_length = self._host_lengths[pool].argsort(descending=True, stable=True)
             batches += pool[by_length].split(size)
-        try:
-            for turn in torch.randperm(len(batches), generator=generator).tolist():
-                part = batches[turn].pin_memory() if self.device.type == "cuda" else batches[turn]
-                self._yielded = (part.to(self.device, non_blocking=True), part)
-                yield self._yielded[0]
-        finally:
-            self._yielded = (None, None)
+        for turn in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[turn]
 
     def pieces(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """Places in ``rows`` to evaluate at once, longest rows first: each of about EVALUATED_WORDS words."""
-        lengths = self._host_lengths[rows.cpu()]
+        lengths = self._host_lengths[rows]
         order = lengths.argsort(descending=True, stable=True)
         longest, found, start = lengths[order], [], 0
         while start < len(order):
             stop = start + max(1, EVALUATED_WORDS // int(longest[start]))
-            found.append(order[start:stop].to(self.device))
+            found.append(order[start:stop])
             start = stop
         return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state, validate_data
 
@@ -23,6 +24,8 @@ OPTIONS = (
     "optimizer", "learning_rate", "weight_decay", "momentum", "schedule", "warmup_epochs", "step_size", "gamma",
     "batch_size", "epochs", "early_stopping", "patience", "label_smoothing",
 )  # fmt: skip
+
+_FLOATS = {"dtype": [np.float32, np.float16], "ensure_all_finite": False}
 
 
 class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -95,7 +98,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         x = self._features(X)
         device = next(self.module_.parameters()).device
-        found = outputs(self.module_, self._inputs(x, device), torch.arange(len(x), device=device)).double()
+        found = outputs(self.module_, self._inputs(x, device), torch.arange(len(x))).double()
         probabilities = found.sigmoid() if self.multilabel_ else found.softmax(1)
         return np.asarray(probabilities.cpu().numpy())
 
@@ -371,13 +374,22 @@ class MLPHead(TorchHead):
         self.device = device
 
     def _pair(self, X: Any, y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        x, y = validate_data(
-            self, _array(X), _array(y), dtype=[np.float32, np.float16], multi_output=True, ensure_min_samples=2
-        )
+        x, y = validate_data(self, _array(X), _array(y), multi_output=True, ensure_min_samples=2, **_FLOATS)
+        self._assert_finite(x)
         return x, y
 
     def _features(self, X: Any) -> npt.NDArray[Any]:
-        return np.asarray(validate_data(self, _array(X), dtype=[np.float32, np.float16], reset=False))
+        x = np.asarray(validate_data(self, _array(X), reset=False, **_FLOATS))
+        self._assert_finite(x)
+        return x
+
+    def _assert_finite(self, x: npt.NDArray[Any]) -> None:
+        """As scikit-learn does, but by blocks: of float16 it makes a mask as long as the matrix."""
+        from heads.training import by_blocks
+
+        for block in by_blocks(np.arange(len(x)), x[:1].nbytes):
+            rows = x[block[0] : block[-1] + 1]
+            assert_all_finite(rows, estimator_name=type(self).__name__, input_name="X")
 
     def _inputs(self, x: npt.NDArray[Any], device: torch.device) -> Any:
         from heads.training import Matrix
@@ -396,7 +408,7 @@ class MLPHead(TorchHead):
     def _built(self, x: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> Any:
         network = self._network()
         if self.standardize:
-            network.learn(x if len(rows) == len(x) else x[rows])
+            network.learn(x.__getitem__, rows)
         return network
 
 

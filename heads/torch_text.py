@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from embedcache.errors import UsageError, unknown_name
 from embedcache.words import PADDING_ID, embedding_matrix, read_vectors
-from heads.sequences import SequenceInputs, Sequences, VectorsOf, WordBatch
+from heads.sequences import SequenceInputs, Sequences, WordBatch
 from heads.torch_mlp import TorchHead
 from heads.training import ACTIVATIONS, Standardized, dense
 
@@ -277,9 +277,9 @@ class TextHead(TorchHead):
         inputs = self._inputs(x, device)
         out = np.zeros((len(x), int(inputs.longest)), np.float32)
         with torch.inference_mode():
-            for piece in inputs.pieces(torch.arange(len(x), device=device)):
+            for piece in inputs.pieces(torch.arange(len(x))):
                 found = self.module_.attention(inputs.batch(piece)).cpu().numpy()
-                out[piece.cpu().numpy(), : found.shape[1]] = found
+                out[piece.numpy(), : found.shape[1]] = found
         return out
 
     # --------------------------------------------------------------------------------------------- inside
@@ -354,7 +354,7 @@ class TextHead(TorchHead):
         if self.vectors is not None:
             network.words.begin_with(self._vectors(self._seed), frozen=self.freeze_embedding)
         if network.standardized is not None:
-            network.standardized.learn(VectorsOf(x, rows))
+            network.standardized.learn(x.numbers, rows)
         return network
 
     def _vectors(self, seed: int) -> npt.NDArray[np.float32]:

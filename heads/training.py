@@ -1,6 +1,7 @@
 """Training a torch module on rows of arrays: optimisers, schedules, early stopping, a history.
 
-What a module reads is an ``Inputs``: a matrix, or ragged word ids, or both. Batches are drawn from it by row numbers.
+What a module reads is an ``Inputs``: a matrix, or ragged word ids, or both. Batches are drawn from it by row numbers,
+which stay on the host: no step of an epoch waits for the device.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ Tensor: TypeAlias = torch.Tensor
 
 OPTIMIZERS: Final = ("adam", "adamw", "sgd")
 SCHEDULES: Final = ("constant", "cosine", "step", "one-cycle", "adaptive")
-EVALUATED_AT_ONCE = 4096
+EVALUATED_BYTES = 16 << 20
 SCORED_TRAINING_ROWS = 2000
 """Training loss and score are of that many fixed rows: all of them would cost a third of an epoch."""
 SHARE_OF_DEVICE = 0.6
 BLOCK_BYTES = 64 << 20
+LOOKED_AT_BYTES = 4 << 20
+"""What is looked at before training is looked at in such blocks, so that no copy of a matrix is made for it."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +77,25 @@ class TrainingOptions:
 
 
 class Inputs(Protocol):
-    """Rows that a module reads."""
+    """Rows that a module reads. Row numbers are int64, on the host."""
 
     def __len__(self) -> int: ...
 
     def batch(self, rows: Tensor) -> Any:
-        """What the module is called with for some rows; ``rows``: int64, on the device."""
+        """What the module is called with for some rows, on the device."""
 
     def epoch(self, rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """All of ``rows`` once, in a new order, as batches of ``size``."""
 
     def pieces(self, rows: Tensor) -> Sequence[Tensor]:
         """Places in ``rows``, each once, in the pieces in which they are evaluated."""
+
+
+def moved(part: Tensor, device: torch.device) -> Tensor:
+    """The part on the device, without waiting for it: to a GPU by way of pinned memory."""
+    if device.type == "cuda" and part.device.type == "cpu":
+        return part.pin_memory().to(device, non_blocking=True)
+    return part.to(device)
 
 
 class Matrix:
@@ -109,13 +119,13 @@ class Matrix:
     def batch(self, rows: Tensor) -> Tensor:
         """(rows, dim) float32 on the device."""
         if self.whole:
-            return self._x.index_select(0, rows).float()
-        return self._host.index_select(0, rows.cpu()).to(self.device, non_blocking=True).float()
+            return self._x.index_select(0, moved(rows, self.device)).float()
+        return moved(self._host.index_select(0, rows), self.device).float()
 
     def epoch(self, rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Shuffled; where the matrix is not on the device, by shuffled blocks of rows that lie together."""
         if self.whole:
-            order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+            order = rows[torch.randperm(len(rows), generator=generator)]
         else:
             width = max(size, BLOCK_BYTES // max(1, self._host.shape[1] * self._host.element_size()))
             blocks = rows.sort().values.split(width)  # type: ignore[no-untyped-call]
@@ -124,8 +134,9 @@ class Matrix:
         yield from order.split(size)  # type: ignore[no-untyped-call]
 
     def pieces(self, rows: Tensor) -> Sequence[Tensor]:
-        """In order."""
-        return torch.arange(len(rows), device=rows.device).split(EVALUATED_AT_ONCE)  # type: ignore[no-untyped-call,no-any-return]
+        """In order, each of about EVALUATED_BYTES of float32."""
+        width = max(1, EVALUATED_BYTES // max(1, self._host.shape[1] * 4))
+        return torch.arange(len(rows)).split(width)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _fits(nbytes: int, device: torch.device) -> bool:
@@ -198,8 +209,7 @@ def train(
     validation: inputs, targets and rows of their own. progress: of an earlier call, to go on with.
     """
     state = progress or Progress()
-    device = next(module.parameters()).device
-    chosen = torch.from_numpy(np.ascontiguousarray(rows)).to(device)
+    chosen = torch.from_numpy(np.ascontiguousarray(rows))
     steps = max(1, math.ceil(len(rows) / options.batch_size))
     optimizer = _optimizer(module, options)
     if state.optimizer is not None:
@@ -216,7 +226,7 @@ def train(
         line |= _named("train", evaluate(module, inputs, targets, scored, loss))
         if validation is not None:
             held, truth, held_rows = validation
-            line |= _named("validation", evaluate(module, held, truth, _on(held_rows, device), loss))
+            line |= _named("validation", evaluate(module, held, truth, torch.from_numpy(held_rows), loss))
         line["seconds"] = time.perf_counter() - began
         watched = line.get("validation_loss", line["train_loss"])
         if not schedule.each_step:
@@ -252,9 +262,10 @@ def _pass_over(
     for batch in batches:
         if len(batch) == 1 and _normalises(module):
             continue  # a batch of one has no variance
-        each = loss(module(inputs.batch(batch)), targets[batch])
+        rows = moved(batch, targets.device)
+        each = loss(module(inputs.batch(batch)), targets[rows])
         optimizer.zero_grad(set_to_none=True)
-        _mean(each, None if weights is None else weights[batch]).backward()  # type: ignore[no-untyped-call]
+        _mean(each, None if weights is None else weights[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if schedule.each_step:
             schedule.step()
@@ -267,10 +278,6 @@ def _mean(each: Tensor, weights: Tensor | None) -> Tensor:
 
 def _normalises(module: nn.Module) -> bool:
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
-
-
-def _on(rows: Rows, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(rows)).to(device)
 
 
 def _named(split: str, pair: tuple[float, float]) -> dict[str, float]:
@@ -337,24 +344,32 @@ def _schedule(optimizer: torch.optim.Optimizer, options: TrainingOptions, steps:
 
 @torch.inference_mode()
 def outputs(module: nn.Module, inputs: Inputs, rows: Tensor) -> Tensor:
-    """The module's outputs (rows, k) in evaluation mode, float32, on the device."""
+    """The module's outputs (rows, k) in evaluation mode, float32, on the device. rows: on the host."""
     module.eval()
     pieces = inputs.pieces(rows)
     if not len(rows):
         return torch.zeros((0, 0))
     found = torch.cat([module(inputs.batch(rows[piece])).float() for piece in pieces])
-    return torch.empty_like(found).index_copy_(0, torch.cat(list(pieces)), found)
+    return torch.empty_like(found).index_copy_(0, moved(torch.cat(list(pieces)), found.device), found)
 
 
 @torch.inference_mode()
 def evaluate(module: nn.Module, inputs: Inputs, targets: Tensor, rows: Tensor, loss: Loss) -> tuple[float, float]:
-    """Mean loss and score in evaluation mode: accuracy of codes, share of right labels of indicators."""
+    """Mean loss and score in evaluation mode: accuracy of codes, share of right labels of indicators.
+
+    rows: on the host. The device is asked for the two numbers once.
+    """
     if not len(rows):
         return math.nan, math.nan
-    found, truth = outputs(module, inputs, rows), targets[rows]
+    loss_and_score = _loss_and_score(outputs(module, inputs, rows), targets[moved(rows, targets.device)], loss)
+    mean, score = loss_and_score.tolist()
+    return mean, score
+
+
+def _loss_and_score(found: Tensor, truth: Tensor, loss: Loss) -> Tensor:
+    """Both means, (2,), on the device."""
     right = (found.argmax(1) == truth) if truth.ndim == 1 else ((found > 0) == (truth > 0.5))
-    pair = torch.stack([loss(found, truth).mean(), right.float().mean()]).tolist()
-    return pair[0], pair[1]
+    return torch.stack([loss(found, truth).mean(), right.float().mean()])
 
 
 def chosen_device(name: str) -> torch.device:
@@ -367,6 +382,12 @@ def chosen_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"The device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
+
+
+def by_blocks(rows: Rows, row_bytes: int) -> Iterator[Rows]:
+    """Row numbers in blocks of about LOOKED_AT_BYTES of numbers."""
+    width = max(1, LOOKED_AT_BYTES // max(1, row_bytes))
+    return (rows[start : start + width] for start in range(0, len(rows), width))
 
 
 Activation = Literal["relu", "tanh", "gelu", "identity"]
@@ -406,15 +427,15 @@ class Standardized(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
-    def learn(self, x: Any) -> None:
-        """Mean and deviation of ``x`` (n, dim), by pieces: no second matrix is made. A constant is only centred.
+    def learn(self, read: Callable[[Rows], npt.NDArray[Any]], rows: Rows) -> None:
+        """Mean and deviation of ``read(rows)``, (n, dim), by blocks: no second matrix is made.
 
-        x: an array, or what gives slices of rows as one does.
+        A number that is the same in all rows is only centred.
         """
-        n, pieces = len(x), range(0, len(x), EVALUATED_AT_ONCE)
-        mean = sum(x[start : start + EVALUATED_AT_ONCE].sum(0, dtype=np.float64) for start in pieces) / n
-        squares = sum(((x[start : start + EVALUATED_AT_ONCE] - mean) ** 2).sum(0) for start in pieces)
-        deviation = np.sqrt(squares / n)
+        blocks = list(by_blocks(rows, 8 * len(self.mean)))
+        mean = sum(read(block).sum(0, dtype=np.float64) for block in blocks) / len(rows)
+        squares = sum(((read(block) - mean) ** 2).sum(0) for block in blocks)
+        deviation = np.sqrt(squares / len(rows))
         self.mean.copy_(torch.from_numpy(np.asarray(mean, np.float32)))
         self.scale.copy_(torch.from_numpy((1 / np.where(deviation > 0, deviation, 1)).astype(np.float32)))
 

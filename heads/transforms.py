@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from embedcache.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from heads.config import HeadConfig
 
 TRANSFORMS: Final = {
     "standardize": "zero mean and unit variance of each number",
@@ -35,6 +38,21 @@ def build(
         columns.append((f"set_{index}", made, list(range(start, start + dim))))
         start += dim
     return [("0_by_feature_set", ColumnTransformer(columns))]
+
+
+def standardized_inside(config: HeadConfig) -> HeadConfig:
+    """The configuration of an ``mlp`` with ``transform: [standardize]`` as the network's own first step.
+
+    So no standardized matrix stands beside the features. Other transforms, and a search over them, stay as they are;
+    so does that of a product, which is of another matrix anyway.
+    """
+    grids = config.grid if isinstance(config.grid, list) else [config.grid]
+    searched = {"standardize", "transform"} & set().union(*grids)
+    if config.transform != ["standardize"] or searched or config.fusion.kind == "product":
+        return config
+    if not config.fixed.get("standardize", True):
+        return config
+    return config.model_copy(update={"transform": [], "fixed": {**config.fixed, "standardize": True}})
 
 
 def for_sets(transform: Any, names: Sequence[str]) -> Any:

@@ -168,7 +168,11 @@ def test_a_head_that_would_not_fit_is_refused_before_anything_is_loaded(
     ("document", "expected"),
     [
         ({"head": "mlp", "transform": []}, True),
-        ({"head": "mlp"}, False),
+        ({"head": "mlp"}, True),  # standardizes inside the network
+        ({"head": "mlp", "grid": {"learning_rate": [0.1, 0.2]}, "cv": {"folds": 2}}, True),
+        ({"head": "mlp", "transform": ["l2"]}, False),
+        ({"head": "mlp", "fixed": {"standardize": False}}, False),
+        ({"head": "mlp", "grid": {"standardize": [True, False]}}, False),
         ({"head": "logistic", "transform": []}, False),
         ({"head": "mlp", "grid": {"transform": [[], ["l2"]]}}, False),
     ],

@@ -109,3 +109,12 @@ def test_sample_weights_count(tmp_path: Path, head: str) -> None:
         assert ("training samples are weighted" in run.notes) == (cache == "weighted")
     assert scores["weighted"] == 1.0
     assert scores["plain"] < 0.5
+
+
+def test_standardizing_inside_the_network_is_standardizing_before_it(tmp_path: Path) -> None:
+    separable(tmp_path, noise=1.5)
+    few = {**MLP["fixed"], "epochs": 5}  # type: ignore[dict-item]
+    inside, before = fitted(tmp_path, fixed=few), fitted(tmp_path, fixed={**few, "standardize": False})
+    assert [len(run.head.estimator.steps) for run in (inside, before)] == [1, 2]
+    x = inside.features.matrix(np.float32)
+    np.testing.assert_allclose(inside.head.predict_proba(x), before.head.predict_proba(x), atol=1e-4)

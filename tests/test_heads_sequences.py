@@ -19,6 +19,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 import embedcache as ec
 from embedcache.backbones.base import BackboneSettings
 from embedcache.errors import MissingFeaturesError, UsageError
+from heads.config import find_grid, read_grid
 from heads.fit import FittedRun
 from heads.predict import predict_dataset, predict_items
 from heads.saved import FittedHead
@@ -232,6 +233,14 @@ def test_words_tell_a_half_and_words_with_images_all(tmp_path: Path, kind: str) 
     assert accuracy(both) > max(0.8, accuracy(alone) + 0.2)
     assert both.parameters["standardize"] is True
     assert both.features.dims == (3, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_ready_settings_are_of_these_heads(tmp_path: Path, kind: str) -> None:
+    described(tmp_path)
+    document = read_grid(find_grid(kind))
+    [run] = fitted(tmp_path, **{**document, "fixed": {**document["fixed"], "batch_size": 8}}, validation=0)
+    assert accuracy(run) == pytest.approx(0.5, abs=0.1)  # the other half is in the image
 
 
 def test_a_product_with_a_search_and_folds(tmp_path: Path) -> None:

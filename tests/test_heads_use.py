@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -535,32 +534,18 @@ def test_several_labels_and_classes_that_training_lacked_are_folded_too(tmp_path
     [logistic] = fitted(tmp_path / "lacking")
     with pytest.raises(UsageError, match="only 'mlp' can be exported"):
         folded(logistic.head)
+    captioned(tmp_path / "late")
+    late = fitted(tmp_path / "late", **MLP, features="my-image,my-text", fusion="late")[-1]
+    with pytest.raises(UsageError, match="answers of several heads are fused"):
+        folded(late.head)
 
 
-@pytest.mark.skipif(find_spec("onnx") is not None, reason="onnx is installed")
-def test_without_onnx_it_is_said_what_to_install(birds: Path, tmp_path: Path) -> None:
+def test_without_onnx_it_is_said_what_to_install(birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
     arguments = ("export-head", "--run", birds / "runs" / "latest", "--to", tmp_path / "head.onnx")
     assert "pip install embedcache[onnx]" in call(*arguments, code=2).stderr
     assert "ending .onnx" in call(*arguments[:-1], tmp_path / "head.bin", code=2).stderr
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.skipif(find_spec("onnx") is not None, reason="onnx is installed: the real export is tested")
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_torch_writes_the_whole_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, activation: str) -> None:
-    """Torch asks the package onnx for one thing, functions to add, of which there are none: a stand-in says so."""
-    captioned(tmp_path)
-    fixed = {**MLP["fixed"], "activation": activation, "batch_norm": True, "dropout": 0.1}
-    transform = {"my-image": ["standardize", {"pca": 2}], "my-text": ["l2"]}
-    [run] = fitted(tmp_path, head="mlp", fixed=fixed, features="my-image,my-text", transform=transform)
-    stand_in = ModuleType("onnx")
-    stand_in.load_model_from_string = lambda _: SimpleNamespace(graph=SimpleNamespace(node=[]))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "onnx", stand_in)
-    onnx_export._write(folded(run.head), onnx_export._rows(run.head), tmp_path / "head.onnx")
-    written = (tmp_path / "head.onnx").read_bytes()
-    words = (b"Slice", b"MatMul", b"Concat", b"Gemm", b"BatchNormalization", b"Softmax", b"features", b"probabilities")
-    assert all(word in written for word in (*words, b"Relu" if activation == "relu" else b"Erf"))
-    assert b"Dropout" not in written
 
 
 def test_a_split_is_predicted_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -574,16 +559,67 @@ def test_a_split_is_predicted_in_batches(tmp_path: Path, monkeypatch: pytest.Mon
     np.testing.assert_allclose(parts.probabilities, whole.probabilities, atol=1e-12)
 
 
-def test_the_exported_file_gives_the_heads_numbers(birds: Path, head: FittedHead, tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
-    found = onnx_export.export(head, tmp_path / "head.onnx")
+@pytest.fixture
+def onnx() -> Any:
+    pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+    return pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
+
+
+BOTH = "my-image,my-text"
+EXPORTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"activation": "relu"}, {"features": "my-image", "transform": []}),
+    ({"activation": "tanh", "standardize": True}, {"features": "my-image", "transform": ["l2"]}),
+    ({"activation": "gelu", "batch_norm": True, "dropout": 0.1}, {"features": BOTH, "transform": TRANSFORMS[2]}),
+    ({"activation": "identity", "batch_norm": True}, {"features": BOTH, "transform": TRANSFORMS[3]}),
+    ({"activation": "relu", "standardize": True}, {"features": BOTH, "transform": ["standardize"]}),
+    ({"activation": "tanh"}, {"features": BOTH, "fusion": {"kind": "product", "l2": True, "baselines": False}}),
+]
+
+
+@pytest.mark.parametrize(("fixed", "document"), EXPORTED, ids=str)
+def test_the_exported_file_gives_the_heads_numbers(
+    tmp_path: Path, onnx: Any, fixed: Mapping[str, Any], document: Mapping[str, Any]
+) -> None:
+    captioned(tmp_path)
+    [run] = fitted(tmp_path, head="mlp", fixed={**MLP["fixed"], **fixed}, **document)
+    check_exported(run.head, run.features.matrix(np.float32), tmp_path / "head.onnx")
+    model = onnx.load(str(tmp_path / "head.onnx"))
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", onnx_export.OPSET)]
+    [width] = [one.type.tensor_type.shape.dim for one in model.graph.input]
+    assert (width[0].dim_param, width[1].dim_value) == ("n", sum(one.dim for one in run.head.features))
+    assert not any(node.op_type == "Dropout" for node in model.graph.node)
+
+
+def test_several_labels_and_classes_that_training_lacked_are_exported_too(tmp_path: Path, onnx: Any) -> None:
+    tagged(tmp_path / "several")
+    labels = ["finch" if row % 2 else "heron" for row in range(59)] + ["plover"]
+    separable(tmp_path / "lacking", labels=labels, split=["train"] * 50 + ["test"] * 10)
+    for name in ("several", "lacking"):
+        [run] = fitted(tmp_path / name, **MLP)
+        check_exported(run.head, run.features.matrix(np.float32), tmp_path / f"{name}.onnx")
+
+
+def check_exported(head: FittedHead, x: np.ndarray, path: Path) -> None:
+    """The file's numbers are the head's: of none, one and all of the rows, whatever runs it."""
+    found = onnx_export.export(head, path)
     assert found.difference <= onnx_export.TOLERANCE
-    stored = {one.key: json.loads(one.value) for one in onnx.load(str(found.path)).metadata_props}
+    for run in (onnx_export.by_onnxruntime, onnx_export.by_onnx):
+        for n in (0, 1, len(x)):
+            numbers = run(path, x[:n])
+            assert numbers.shape == (n, len(head.classes))
+            np.testing.assert_allclose(numbers, head.predict_proba(x)[:n], atol=2e-6)
+
+
+def test_the_exported_file_says_what_it_was_fitted_on_and_the_command_what_was_checked(
+    birds: Path, head: FittedHead, tmp_path: Path, onnx: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("export-head", "--run", birds / "runs" / "latest", "--to", tmp_path / "head.onnx")
+    assert "checked on 64 rows by onnxruntime, largest difference" in call(*arguments).stdout
+    stored = {one.key: json.loads(one.value) for one in onnx.load(str(tmp_path / "head.onnx")).metadata_props}
     assert [one["fingerprint"] for one in stored["features"]] == [one.fingerprint for one in head.features]
-    for n in (1, 7):
-        x = np.random.default_rng(n).normal(size=(n, sum(one.dim for one in head.features))).astype(np.float32)
-        numbers, _ = onnx_export._run(found.path, x)
-        np.testing.assert_allclose(numbers, head.predict_proba(x), atol=onnx_export.TOLERANCE)
+    assert stored["classes"] == list(head.classes)
+    monkeypatch.setattr(onnx_export, "find_spec", lambda name: find_spec(name) if name == "onnx" else None)
+    assert "checked on 64 rows by onnx's reference evaluator" in call(*arguments).stdout
 
 
 def test_a_file_with_other_numbers_is_not_written(
