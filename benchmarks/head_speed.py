@@ -1,9 +1,10 @@
 """Training of heads: rows a second through ``fit``, beside plain loops over the same arithmetic.
 
 Ours is the whole of ``fit``: checks, shuffling, training, and after each epoch loss and score of 2,000 training rows
-and of a validation tenth. The peers of ``mlp`` train an epoch on the same rows and do nothing else: a torch loop with
-fused Adam over tensors in memory (goal: 0.8 of it), scikit-learn's MLPClassifier, and a torch DataLoader whose data
-set reads rows of an HDF5 file with h5py. The peer of ``lstm`` and of ``cnn`` is the same module trained on batches that
+and of a validation tenth. The peers of ``mlp`` train as many epochs on the same rows and do nothing else: the matrix
+products of forward and backward passes alone, which is the arithmetic limit (goal: 0.8 of it), a torch loop with fused
+Adam over tensors in memory, scikit-learn's MLPClassifier, and a torch DataLoader whose data set reads rows of an HDF5
+file with h5py. The peer of ``lstm`` and of ``cnn`` is the same module trained on batches that
 are padded and in memory beforehand (goal: 0.5 of it).
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,8 +58,8 @@ class Funnel:
 
 
 FUNNELS = (
-    Funnel("mlp vqa", (4608, 1024, 512, 20), 8000),
-    Funnel("mlp cub", (1792, 1000, 500, 200), 8000),
+    Funnel("mlp vqa", (4608, 1024, 512, 20), 20_000),
+    Funnel("mlp cub", (1792, 1000, 500, 200), 20_000),
 )
 
 
@@ -88,7 +90,8 @@ def _funnel(funnel: Funnel, repeats: int) -> list[Figure]:
         with h5py.File(path, "w") as file:
             file["x"], file["y"] = train
         peers: dict[str, tuple[Callable[[], object], float | None]] = {
-            "torch loop": (lambda: _loop(funnel, *train), 0.8),
+            "products": (lambda: _products(funnel), 0.8),
+            "torch loop": (lambda: _loop(funnel, *train), None),
             "MLPClassifier": (lambda: _scikit_learn(funnel, *train), None),
             "h5py rows": (lambda: _loader(funnel, path), None),
         }
@@ -111,6 +114,17 @@ def _figure(
     ours(), peer()
     rounds = alternating(lambda: seconds(ours), lambda: seconds(peer), repeats)
     return speed_figure(name, named, rounds, lambda took: f"{rows / took:,.0f}/s", goal, note)
+
+
+def _products(funnel: Funnel) -> None:
+    """What every step has to multiply: outputs, gradients of weights, and of inputs but for the first layer."""
+    layers = [(torch.randn(BATCH, i), torch.randn(i, o), torch.randn(BATCH, o)) for i, o in pairwise(funnel.widths)]
+    for _ in range(EPOCHS * -(-funnel.rows // BATCH)):
+        for place, (x, weights, gradient) in enumerate(layers):
+            x @ weights
+            x.T @ gradient
+            if place:
+                gradient @ weights.T
 
 
 def _loop(funnel: Funnel, x: Matrix, y: npt.NDArray[np.int64]) -> None:
