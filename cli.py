@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from heads.config import HeadConfig
     from heads.fit import FittedRun, Preview, Task
     from heads.item_files import ItemFile
+    from heads.lacking import Lacking
     from heads.predict import Empty, ItemPredictor, Predictions
     from heads.record import Comparison
     from heads.repeats import Repeats
@@ -422,7 +423,7 @@ def _fit_one(parsed: HeadConfig, wants: _Wants) -> None:
     """Fit one kind of head on each choice of features; record and print it."""
     from heads import curves, fit, searching
 
-    if wants.extract:
+    if wants.extract and not wants.dry_run:
         _extract_lacking([parsed], wants.cache, wants.data, None)
     task = fit.prepare(parsed, wants.cache)
     if wants.sizes:
@@ -458,13 +459,12 @@ def _table_of(
     if heads:
         document = table.of_choices(document, heads, features, where)
     elif features:
-        if len(features) > 1 or any("features" in one for one in (document, *table.rows_of(document))):
+        if len(features) > 1 or any("features" in one for one in (document, *table.rows_of(document, where))):
             raise UsageError(
                 f"{where} has a row per head: --features is one choice for all of them, where no row names its own."
             )
         document = {**document, "features": features[0]}
-    stated = [f"dataset={dataset}"] if dataset else []
-    return table.chosen_rows(table.parse_table(document, [*stated, *assignments], where), rows)
+    return table.parse_table(document, assignments, where, rows=rows, dataset=dataset)
 
 
 def _fit_table(table: HeadTable, name: str, wants: _Wants) -> None:
@@ -476,8 +476,8 @@ def _fit_table(table: HeadTable, name: str, wants: _Wants) -> None:
 
     if wants.sizes:
         raise UsageError("--learning-curve is for one head, not for a table of several.")
-    if wants.extract:
-        _extract_lacking(table.configs, wants.cache, wants.data, table.config.data)
+    if wants.extract and not wants.dry_run:
+        _extract_for_rows(table, wants)
     lacking.check(table.configs, wants.cache, table.config.data, "" if wants.extract else ", add --extract, or")
     prepared = table_run.prepare_table(table, wants.cache)
     if wants.limit is not None:
@@ -503,6 +503,21 @@ def _fit_table(table: HeadTable, name: str, wants: _Wants) -> None:
         typer.echo(f"\n{folder}  ({page.name}, {table_text.MARKDOWN}, a run per head)")
     if wants.limit is not None:
         _measured(folder, wants.limit, wants.checkpoints)
+    if fitted.failed:
+        raise typer.Exit(1)
+
+
+def _extract_for_rows(table: HeadTable, wants: _Wants) -> None:
+    """Extract what rows lack; where that fails, say which rows have all that they need."""
+    from embedcache.errors import EmbedCacheError, UsageError
+    from heads import lacking
+
+    try:
+        _extract_lacking(table.configs, wants.cache, wants.data, table.config.data)
+    except EmbedCacheError as error:
+        ready = [row.name for row in table.rows if not lacking.lacking(list(row.configs.values()), wants.cache)]
+        rows = " ".join(f"--row {shlex.quote(name)}" for name in ready)
+        raise UsageError(f"{error} Rows that have all they need: {rows}" if ready else str(error)) from error
 
 
 def _print_row_previews(previews: Mapping[str, Sequence[Preview]], as_json: bool) -> None:
@@ -548,28 +563,43 @@ def _print_table(found: FittedTable) -> None:
 def _extract_lacking(
     configs: Sequence[HeadConfig], cache: Path, data: list[Path] | None, source: Source | None
 ) -> None:
-    """Extract what these heads need and the cache lacks. source: how a data set that it does not know is read."""
-    import embedcache as ec
-    from heads import lacking
+    """Extract what these heads need and the cache lacks. source: how a data set that it does not know is read.
 
-    done: list[lacking.Lacking] = []
-    while missing := [one for one in lacking.lacking(configs, cache) if one not in done]:
+    A backbone that cannot be had keeps none of the others back: its error is raised when they are done.
+    """
+    from embedcache.errors import EmbedCacheError
+    from heads.lacking import lacking
+
+    errors: dict[tuple[str, ...], EmbedCacheError] = {}
+    while missing := [one for one in lacking(configs, cache) if one.backbones not in errors]:
         one = missing[0]
-        done.append(one)
-        settings, options = ec.BackboneSettings(**one.settings), ec.Options(progress=True)
-        if one.known or source is None:
-            ec.extract(one.dataset, data, backbones=one.backbones, cache=cache, settings=settings, options=options)
-            continue
-        ec.extract(
-            source.adapter,
-            data,
-            backbones=one.backbones,
-            name=one.dataset,
-            cache=cache,
-            settings=settings,
-            options=options,
-            **source.options,
-        )
+        for backbones in [one.backbones] if len(one.backbones) == 1 else [one.backbones, *zip(one.backbones)]:
+            try:
+                _extract_together(one, backbones, cache, data, source)
+                break
+            except EmbedCacheError as error:
+                errors[backbones] = error
+    if still := lacking(configs, cache):
+        raise errors[still[0].backbones]
+
+
+def _extract_together(
+    one: Lacking, backbones: Sequence[str], cache: Path, data: list[Path] | None, source: Source | None
+) -> None:
+    """Some backbones with the same settings, which share the decoding of photos."""
+    import embedcache as ec
+
+    of_new = source is not None and not one.known
+    ec.extract(
+        source.adapter if source is not None and of_new else one.dataset,
+        data,
+        backbones=backbones,
+        name=one.dataset if of_new else None,
+        cache=cache,
+        settings=ec.BackboneSettings(**one.settings),
+        options=ec.Options(progress=True),
+        **(source.options if source is not None and of_new else {}),
+    )
 
 
 def _recorded(task: Any, runs: Sequence[FittedRun], out: Path, as_json: bool) -> Path:

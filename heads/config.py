@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,6 +18,7 @@ from embedcache.view import Captions
 GRIDS = Path(__file__).parent / "grids"
 FeatureName = str | dict[str, Any]
 Step = str | dict[str, Any]
+Value = TypeVar("Value")
 
 
 class _Strict(BaseModel):
@@ -270,8 +271,16 @@ class HeadConfig(_Strict):
         """The different values of an axis of the grid, in order; empty where it is none."""
         grids = self.grid if isinstance(self.grid, list) else [self.grid]
         listed = (values for one in grids if isinstance(values := one.get(name), list))
-        values = [item for one in listed for item in one]
-        return [item for place, item in enumerate(values) if item not in values[:place]]
+        return different(item for one in listed for item in one)
+
+
+def different(values: Iterable[Value]) -> list[Value]:
+    """The values without repetitions, in order; they need no hash."""
+    found: list[Value] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
 
 
 def feature_sets(value: Any) -> list[list[FeatureName]]:

@@ -28,14 +28,15 @@ class Lacking:
     settings: Mapping[str, Any]
     known: bool
 
-    def command(self, source: Source | None = None) -> str:
+    def command(self, source: Source | None = None, cache: str | Path = "cache") -> str:
         """What extracts them, to be typed. source: how the data set is read where the cache does not know it."""
         named = "".join(f" --backbone {shlex.quote(one)}" for one in self.backbones)
-        which = f"--dataset {self.dataset}"
+        which = f"--dataset {shlex.quote(self.dataset)}"
         if not self.known and source is not None:
             options = "".join(f" --option {key}={shlex.quote(_text(value))}" for key, value in source.options.items())
-            which = f"--dataset {source.adapter} --name {self.dataset}{options}"
-        return f"python cli.py extract {which}{named}{settings_flags(self.settings)}"
+            which = f"--dataset {source.adapter} --name {shlex.quote(self.dataset)}{options}"
+        where = "" if str(cache) == "cache" else f" --cache {shlex.quote(str(cache))}"
+        return f"python cli.py extract {which}{named}{settings_flags(self.settings)}{where}"
 
 
 def _text(value: Any) -> str:
@@ -62,7 +63,7 @@ def check(
     if not missing:
         return
     what = "; ".join(f"{', '.join(one.backbones)} of {one.dataset}" for one in missing)
-    commands = "\n".join(f"  {one.command(source)}" for one in missing)
+    commands = "\n".join(f"  {one.command(source, cache)}" for one in missing)
     raise MissingFeaturesError(
         f"The cache {cache} has no features of {what}. To extract them{hint}:\n{commands}", missing[0].dataset
     )

@@ -158,7 +158,8 @@ def _names(features: Features) -> list[str]:
 
 def slug(label: str) -> str:
     """A label as part of a folder's name."""
-    return "".join(char if char.isalnum() or char in "-_" else "-" for char in label)[:60].strip("-")
+    words = "".join(char if char.isalnum() or char == "_" else " " for char in label).split()
+    return "-".join(words)[:60].strip("-") or "row"
 
 
 def point_latest(out: Path, folder: Path) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from embedcache.errors import UsageError, unknown_name
-from heads import HEADS, head_named
+from heads import head_named
 from heads.base import TEXTS, reads
-from heads.config import HeadConfig, override, parse, reasons_of
+from heads.config import HeadConfig, different, override, parse, reasons_of
 
 ROWS: Final = "rows"
 """The key that makes a grid file a table."""
+HEADLINE: Final = "headline"
+"""What comparisons are sorted by, whatever that is; the figure of a table that states none."""
 
-Cell = str | int | float | None
+Cell = str | bool | int | float | None
+Draft = dict[str, Any]
 
 
 class _Strict(BaseModel):
@@ -26,10 +30,10 @@ class _Strict(BaseModel):
 class Figure(_Strict):
     """A column of numbers: a score of each row on a split, or the mean of other columns, or what a row takes.
 
-    score: a metric's name, or ``headline``, what comparisons are sorted by. split: None is test, or validation where
-    there is no test. takes: seconds of ``training``, seconds to ``predict`` the test split from its images and texts
-    on, or bytes on disk (``size``) of the head with its backbones and tokenizers. set: keys of the configuration that
-    hold for this column alone, such as another selection of the data set: the column then has fits of its own.
+    score: a metric's name, or ``headline``. split: None is test, or validation where there is no test. takes: seconds
+    of ``training``, seconds to ``predict`` the test split from its images and texts on, or bytes on disk (``size``) of
+    the head with its backbones and tokenizers. set: keys of the configuration that hold for this column alone, such as
+    another selection of the data set: the column then has fits of its own. shares: show 0.5, not 50 %.
     """
 
     score: str | None = None
@@ -37,6 +41,7 @@ class Figure(_Strict):
     mean: list[str] | None = None
     takes: Literal["training", "predict", "size"] | None = None
     set: dict[str, Any] = Field(default_factory=dict)
+    shares: bool = False
 
     @model_validator(mode="after")
     def _one_of(self) -> Figure:
@@ -57,16 +62,16 @@ class Source(_Strict):
 class TableConfig(_Strict):
     """What a table shows.
 
-    columns: the texts of each row, in order; the first one names it. figures: the numbers, in order; none is the
-    headline score. source: who reported the numbers that stand in the rows' ``cells``; with it they are shown beside
-    ours, a dash where there is none. data: how the data set is read. set: assignments, as ``--set`` makes them. notes:
-    what is to be said below the table.
+    columns: the texts of each row, in order; the first one names it. figures: the numbers, in order. source: who
+    reported the numbers that stand in the rows' ``cells``; with it they are shown beside ours as they are written, a
+    dash where there is none. data: how the data set is read. set: assignments, as ``--set`` makes them. notes: what is
+    to be said below the table.
     """
 
     title: str | None = None
     source: str | None = None
     columns: list[str] = Field(default_factory=lambda: ["head"], min_length=1)
-    figures: dict[str, Figure] = Field(default_factory=dict)
+    figures: dict[str, Figure] = Field(default_factory=lambda: {HEADLINE: Figure(score=HEADLINE)}, min_length=1)
     data: Source | None = None
     set: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
@@ -82,7 +87,7 @@ class TableConfig(_Strict):
         return self
 
 
-class _Row(_Strict):
+class _Stated(_Strict):
     """A row as it is stated, without the keys of its configuration."""
 
     cells: dict[str, Cell]
@@ -91,7 +96,7 @@ class _Row(_Strict):
     note: str | None = None
 
 
-OWN: Final = tuple(_Row.model_fields)
+OWN: Final = tuple(_Stated.model_fields)
 """Keys of a row that are not of its configuration."""
 
 
@@ -99,9 +104,11 @@ OWN: Final = tuple(_Row.model_fields)
 class Row:
     """A row of a table. configs: by figure the head that it is a figure of; none where nothing is to be fitted.
 
-    cells: texts by column, and the reported number by figure. encoders: ``frozen`` or ``fine-tuned``, in the report.
+    name: its first text, or all of them where another row begins with the same. cells: texts by column, and what was
+    reported by figure. encoders: ``frozen`` or ``fine-tuned``, in the report.
     """
 
+    name: str
     cells: Mapping[str, Cell]
     encoders: str | None
     note: str | None
@@ -110,32 +117,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that was checked. document: a grid file that is the same table. where: the grid file, for messages."""
+    """A table that was checked. document: a grid file that is the same table. changed: what ``--set`` put into it."""
 
     config: TableConfig
     rows: tuple[Row, ...]
     document: Mapping[str, Any]
-    where: str
+    changed: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def configs(self) -> tuple[HeadConfig, ...]:
         """The different heads that are to be fitted, in the order of the rows."""
-        found = [config for row in self.rows for config in row.configs.values()]
-        return tuple(one for place, one in enumerate(found) if one not in found[:place])
-
-    @property
-    def figures(self) -> Mapping[str, Figure]:
-        """The columns of numbers, in order."""
-        return self.config.figures or {HEADLINE: Figure(score=HEADLINE)}
+        return tuple(different(config for row in self.rows for config in row.configs.values()))
 
     @property
     def scores_training(self) -> bool:
         """Whether a column is a score of the training rows."""
-        return any(figure.split == "train" for figure in self.figures.values())
-
-
-HEADLINE: Final = "headline"
-"""The figure of a table that states none."""
+        return any(figure.split == "train" for figure in self.config.figures.values())
 
 
 def is_table(document: Mapping[str, Any]) -> bool:
@@ -154,8 +151,8 @@ def of_choices(
         raise UsageError(f"{where} says itself which heads its rows have: leave --head out.")
     columns = ["head", *(["features"] if features else [])]
     rows = []
-    for head in heads:
-        for chosen in features if features and reads(head_named(head)) != TEXTS else [None]:
+    for head in different(heads):
+        for chosen in different(features) if features and reads(head_named(head)) != TEXTS else [None]:
             cells = {"head": head, "features": " + ".join((chosen or TEXTS).split(","))}
             own = {"features": chosen} if chosen else {}
             rows.append({"cells": {name: cells[name] for name in columns}, "head": head, **own})
@@ -163,41 +160,58 @@ def of_choices(
     return {**document, "table": {"columns": columns, "figures": figures}, ROWS: rows}
 
 
-def parse_table(document: Mapping[str, Any], assignments: Sequence[str] = (), where: str = "the options") -> Table:
+def parse_table(
+    document: Mapping[str, Any],
+    assignments: Sequence[str] = (),
+    where: str = "the options",
+    *,
+    rows: Sequence[str] = (),
+    dataset: str | None = None,
+) -> Table:
     """A checked table. Raises UsageError that names what is wrong, and in which row.
 
-    A row's keys are laid over those of the file; one that states another head takes no ``fixed`` and ``grid`` from it.
+    A row's keys are laid over those of the file; one with another head takes no ``fixed`` and ``grid`` from it.
     assignments: ``key.inner=value`` of ``--set``. Each is put into the rows that state the key, or into all where none
-    does; a parameter of a head only into rows whose head has it.
+    does; a parameter of a head only into rows whose head has it. rows: names of those that are meant; all by default.
+    dataset: in place of what the file says.
     """
-    common = {key: value for key, value in document.items() if key not in ("table", ROWS)}
-    config: TableConfig = _checked(TableConfig, document.get("table") or {}, f"{where}, 'table'")
-    assignments = [*config.set, *assignments]
+    config = _checked(TableConfig, document.get("table") or {}, f"{where}, 'table'")
     listed = rows_of(document, where)
-    stated = [_checked(_Row, {key: one[key] for key in OWN if key in one}, f"{where}, row {number}")
-              for number, one in enumerate(listed, 1)]  # fmt: skip
-    figures = config.figures or {HEADLINE: Figure(score=HEADLINE)}
+    if dataset is not None:
+        document = {**document, "dataset": dataset}
+        listed = [{key: value for key, value in one.items() if key != "dataset"} for one in listed]
+    stated = [
+        _checked(_Stated, {key: one[key] for key in OWN if key in one}, f"{where}, row {number}")
+        for number, one in enumerate(listed, 1)
+    ]
+    for number, row in enumerate(stated, 1):
+        _check_cells(row.cells, config, f"{where}, row {number}")
+    names = _names([row.cells for row in stated], config.columns, where)
+    kept = _chosen(names, rows)
+    common = {key: value for key, value in document.items() if key not in ("table", ROWS)}
+    if config.data is not None and common.get("dataset") is None:
+        raise UsageError(f"{where}: 'table.data' says how a data set is read, and 'dataset' must name it.")
     drafts = {
-        (number, name): _merged(_of_row(common, one), figure.set)
-        for number, (one, row) in enumerate(zip(listed, stated, strict=True))
-        for name, figure in figures.items()
-        if row.fit and figure.mean is None
+        (place, name): _laid_over(_laid_over(common, listed[place]), figure.set)
+        for place in kept
+        for name, figure in config.figures.items()
+        if stated[place].fit and figure.mean is None
     }
-    for assignment in assignments:
+    changed = [*config.set, *assignments]
+    for assignment in changed:
         _assign(drafts, assignment)
-    rows = []
-    for number, row in enumerate(stated):
-        _check_cells(row, config, f"{where}, row {number + 1}")
-        label = f"{where}, row {name_of(row, config)!r}"
-        configs = {name: parse(draft, label) for (own, name), draft in drafts.items() if own == number}
-        for one in configs.values():
-            _check_features(one, label)
-        rows.append(Row(row.cells, row.encoders, row.note, configs))
-    stated_table = {**(document.get("table") or {}), **({"set": assignments} if assignments else {})}
-    return Table(config, tuple(rows), {**document, "table": stated_table}, where)
+    parsed: dict[int, dict[str, HeadConfig]] = {place: {} for place in kept}
+    for (place, name), draft in drafts.items():
+        parsed[place][name] = _config(draft, f"{where}, row {names[place]!r}")
+    made = tuple(
+        Row(names[place], stated[place].cells, stated[place].encoders, stated[place].note, parsed[place])
+        for place in kept
+    )
+    table = {**(document.get("table") or {}), **({"set": changed} if changed else {})}
+    return Table(config, made, {**document, "table": table, ROWS: [listed[place] for place in kept]}, tuple(changed))
 
 
-def rows_of(document: Mapping[str, Any], where: str = "the table") -> list[dict[str, Any]]:
+def rows_of(document: Mapping[str, Any], where: str = "the table") -> list[Draft]:
     """The rows as they are stated. Raises UsageError where they are no list of mappings."""
     listed = document[ROWS]
     if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
@@ -205,76 +219,86 @@ def rows_of(document: Mapping[str, Any], where: str = "the table") -> list[dict[
     return listed
 
 
-def chosen_rows(table: Table, names: Sequence[str]) -> Table:
-    """The table with the rows of these names alone. Raises UnknownNameError."""
-    if not names:
-        return table
-    known = [name_of(row, table.config) for row in table.rows]
-    for name in names:
-        if name not in known:
-            raise unknown_name("row", name, known)
-    kept = [place for place, name in enumerate(known) if name in names]
-    document = {**table.document, ROWS: [table.document[ROWS][place] for place in kept]}
-    return replace(table, rows=tuple(table.rows[place] for place in kept), document=document)
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def name_of(row: Row | _Row, config: TableConfig) -> str:
-    """The text of its first column."""
-    return str(row.cells[config.columns[0]])
+def _checked(model: type[Model], value: Any, where: str) -> Model:
+    nested: dict[str, type[BaseModel]] = {"figures": Figure, "data": Source}
 
+    def known(path: Sequence[Any]) -> list[str]:
+        return list((nested.get(str(path[0]), model) if path else model).model_fields)
 
-def _checked(model: Any, value: Any, where: str) -> Any:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise UsageError(f"{where}: {reasons_of(error, lambda path: _keys(model, path))}.") from error
+        raise UsageError(f"{where}: {reasons_of(error, known)}.") from error
 
 
-def _keys(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
-    nested: dict[str, type[BaseModel]] = {"figures": Figure, "data": Source}
-    return list((nested.get(str(path[0]), model) if path else model).model_fields)
-
-
-def _check_cells(row: _Row, config: TableConfig, where: str) -> None:
+def _check_cells(cells: Mapping[str, Cell], config: TableConfig, where: str) -> None:
     for column in config.columns:
-        if row.cells.get(column) is None:
+        if cells.get(column) is None:
             raise UsageError(f"{where}: 'cells' lacks the column {column!r}.")
-    for name, value in row.cells.items():
+    for name, value in cells.items():
         if name not in config.columns and name not in config.figures:
             raise unknown_name(f"column in {where}:", name, [*config.columns, *config.figures])
-        if name in config.figures and isinstance(value, str):
-            raise UsageError(f"{where}: {name} is a reported number, or null where there is none; got {value!r}.")
+        if not str(value).isprintable():
+            raise UsageError(f"{where}: {name} has letters that cannot be shown, such as the end of a line: {value!r}.")
 
 
-def _check_features(config: HeadConfig, where: str) -> None:
+def _names(cells: Sequence[Mapping[str, Cell]], columns: Sequence[str], where: str) -> list[str]:
+    """What each row is called: its first text, or all of them where several begin with the same."""
+    first = [str(own[columns[0]]) for own in cells]
+    names = [
+        name if first.count(name) == 1 else ", ".join(str(own[column]) for column in columns)
+        for name, own in zip(first, cells, strict=True)
+    ]
+    if twice := [name for name in different(names) if names.count(name) > 1]:
+        raise UsageError(f"{where}: two rows are called {twice[0]!r}: their texts must tell them apart.")
+    return names
+
+
+def _chosen(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """The places of the rows that are wanted, in their order. Raises UnknownNameError."""
+    for name in wanted:
+        if name not in names:
+            raise unknown_name("row", name, names)
+    return [place for place, name in enumerate(names) if not wanted or name in wanted]
+
+
+def _config(draft: Draft, where: str) -> HeadConfig:
+    """One head of a row, without the heads of single feature sets that a product would have beside it."""
+    config = parse(draft, where)
     if config.features is not None and len(config.features) > 1:
         raise UsageError(f"{where}: a row is one choice of features; put each into a row of its own.")
+    if config.fusion.kind == "product" and config.fusion.baselines is None:
+        return config.model_copy(update={"fusion": config.fusion.model_copy(update={"baselines": False})})
+    return config
 
 
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid over ``under``: mappings key by key, but a filter, a grid or a feature set as a whole."""
-    found = dict(under)
+def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> Draft:
+    """Keys of a row over those of the file: of ``fixed`` and ``select`` key by key, of all else as a whole."""
+    head = under.get("head", HeadConfig().head)
+    other = over.get("head", head) != head
+    found = {key: value for key, value in under.items() if not (other and key in ("fixed", "grid"))}
     for key, value in over.items():
-        inner = found.get(key)
-        whole = key in ("filter", "grid") or not (isinstance(inner, dict) and isinstance(value, dict))
-        found[key] = value if whole else _merged(inner or {}, value)
+        if key in ("fixed", "select") and isinstance(value, dict):
+            found[key] = {**(found.get(key) or {}), **value}
+        elif key not in OWN:
+            found[key] = value
     return found
 
 
-def _of_row(common: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's keys with the row's laid over them."""
-    other = "head" in row and row["head"] != common.get("head")
-    under = {key: value for key, value in common.items() if not (other and key in ("fixed", "grid"))}
-    return _merged(under, {key: value for key, value in row.items() if key not in OWN})
-
-
-def _assign(drafts: dict[tuple[int, str], dict[str, Any]], assignment: str) -> None:
-    path = [part.strip() for part in assignment.partition("=")[0].split(".")]
+def _assign(drafts: dict[tuple[int, str], Draft], assignment: str) -> None:
+    name, equals, _ = assignment.partition("=")
+    path = [part.strip() for part in name.split(".")]
+    if path == ["head"]:
+        raise UsageError("--set head: the rows of a table say which heads they have; repeat --head to compare others.")
     stating = [key for key, draft in drafts.items() if _states(draft, path)]
-    if not stating and path[0] == "fixed" and len(path) > 1:
-        stating = [key for key, draft in drafts.items() if path[1] in _parameters(draft)]
+    if not stating and equals and path[0] == "fixed" and len(path) > 1:
+        parameters = {key: _parameters(draft) for key, draft in drafts.items()}
+        stating = [key for key, known in parameters.items() if path[1] in known]
         if not stating:
-            known = {name for draft in drafts.values() for name in _parameters(draft)}
+            known = set().union(*parameters.values())
             raise unknown_name("parameter of the heads in this table:", path[1], known)
     for key in stating or list(drafts):
         drafts[key] = override(drafts[key], [assignment])
@@ -289,6 +313,6 @@ def _states(draft: Mapping[str, Any], path: Sequence[str]) -> bool:
     return True
 
 
-def _parameters(draft: Mapping[str, Any]) -> set[str]:
-    name = str(draft.get("head", HeadConfig().head))
-    return HEADS[name].parameters() if name in HEADS else set()
+def _parameters(draft: Draft) -> set[str]:
+    """Those of a draft's head. Raises UnknownNameError for a head that there is not."""
+    return head_named(str(draft.get("head", HeadConfig().head))).parameters()

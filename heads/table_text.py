@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -11,9 +11,11 @@ from typing import Final
 
 from embedcache.files import replacing
 from heads import report, sizes
+from heads.config import different
 from heads.metrics import Interval
 from heads.table import HEADLINE
-from heads.table_run import FittedRow, FittedTable, Measured
+from heads.table_measure import BYTES, SECONDS, Measured
+from heads.table_run import FittedRow, FittedTable
 
 MARKDOWN: Final = "table.md"
 NOTHING: Final = "–"
@@ -33,7 +35,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Lines:
-    """A table as text: its columns, its rows, the numbers of the rows' runs, and what is to be said below."""
+    """A table as text: its columns, its rows, the folders of the rows' runs, and what is to be said below."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -42,24 +44,31 @@ class Lines:
 
 
 def lines(table: FittedTable, *, intervals: bool = True, stacked: bool = False) -> Lines:
-    """Columns and rows: of each figure the reported number and ours, where someone reported the table.
+    """Columns and rows: of each figure what was reported and our number, where someone reported the table.
 
     intervals: beside our numbers, where a row has one score. stacked: ours below the reported one, not beside it.
     """
     reported = table.source is not None
     columns = [Column(name, number=False) for name in table.columns]
     for name in table.figures:
-        heading = _heading(table, name)
         ends = [" (reported)", " (here)"] if reported and not stacked else [""]
-        columns += [Column(heading + end, number=True) for end in ends]
-    columns += [Column("encoders", number=False)] if reported else []
+        columns += [Column(_heading(table, name) + end, number=True) for end in ends]
+    encoders = [_encoders(row) for row in table.rows]
+    alike = len(set(encoders)) == 1
+    columns += [Column("encoders", number=False)] if reported and not alike else []
     columns += [Column("to the best", number=True)] if table.paired else []
-    rows = tuple(_row(table, row, intervals, "\n" if stacked else None) for row in table.rows)
-    folders = tuple(
-        tuple(dict.fromkeys(one.folder for one in row.measured.values() if one.folder)) for row in table.rows
-    )
+    rows = []
+    for row, own in zip(table.rows, encoders, strict=True):
+        cells = [str(row.cells[name]) for name in table.columns]
+        for pair in _numbers(table, row, intervals=intervals):
+            cells += ["\n".join(pair)] if stacked else pair
+        cells += [own] if reported and not alike else []
+        cells += [report.signed(row.difference)] if table.paired else []
+        rows.append(tuple(cells))
+    folders = [different(one.folder for one in row.measured.values() if one.folder) for row in table.rows]
     notes = ["of two numbers the upper one is the reported one"] if reported and stacked else []
-    return Lines(tuple(columns), rows, folders, (*notes, *_notes(table)))
+    notes += [f"encoders: {encoders[0]}"] if reported and alike else []
+    return Lines(tuple(columns), tuple(rows), tuple(map(tuple, folders)), (*notes, *_notes(table)))
 
 
 def for_width(table: FittedTable, width: int) -> Lines:
@@ -75,9 +84,8 @@ def headings(found: Lines) -> list[str]:
 
 def _folded(column: Column, cells: Sequence[str]) -> str:
     width = max([NARROW, *map(_longest, cells)]) if column.number else LONG
-    return fill(column.heading.replace("_", "_ "), width, break_long_words=False, break_on_hyphens=False).replace(
-        "_ ", "_"
-    )
+    words = column.heading.replace("_", "_ ")
+    return fill(words, width, break_long_words=False, break_on_hyphens=False).replace("_ ", "_")
 
 
 def _longest(cell: str) -> int:
@@ -95,30 +103,41 @@ def _width(found: Lines) -> int:
 
 
 def _heading(table: FittedTable, name: str) -> str:
-    """The figure's own name; of the headline what it turned out to be."""
-    found = next((row.measured[name] for row in table.rows if name in row.measured), None)
-    return f"{found.split} {found.metric}" if name == HEADLINE and found is not None and found.split else name
+    """The figure's own name; of the headline what it turned out to be, where that is the same in all rows."""
+    splits = {row.measured[name].split for row in table.rows if name in row.measured}
+    metric = table.figures[name]
+    return f"{splits.pop()} {metric}" if name == HEADLINE and metric != HEADLINE and len(splits) == 1 else name
 
 
-def _row(table: FittedTable, row: FittedRow, intervals: bool, between: str | None) -> tuple[str, ...]:
-    """The cells of a row. between: what stands between a reported number and ours; None for a cell each."""
-    reported = table.source is not None
-    cells = [str(row.cells[name]) for name in table.columns]
-    one = intervals and sum(one.low is not None for one in row.measured.values()) == 1
+def _numbers(table: FittedTable, row: FittedRow, *, intervals: bool) -> list[list[str]]:
+    """Of each figure what was reported, where the table has a source, and our number."""
+    one_score = sum(one.low is not None for one in row.measured.values()) == 1
+    pairs = []
     for name in table.figures:
-        found, stated = row.measured.get(name), row.cells.get(name)
-        pair = [_shown(_metric(table, name), float(stated)) if stated is not None else NOTHING] if reported else []
-        pair.append(_measured(found, interval=one) if found is not None else NOTHING)
-        cells += pair if between is None else [between.join(pair)]
-    if reported:
-        cells.append(_encoders(row))
-    if table.paired:
-        cells.append(report.signed(row.difference))
-    return tuple(cells)
+        stated = row.cells.get(name)
+        pair = [] if table.source is None else [NOTHING if stated is None else str(stated)]
+        shares = name in table.shares
+        pairs.append([*pair, _measured(row.measured.get(name), shares=shares, interval=intervals and one_score)])
+    return pairs
 
 
-def _metric(table: FittedTable, name: str) -> str:
-    return next((row.measured[name].metric for row in table.rows if name in row.measured), "")
+def _measured(found: Measured | None, *, shares: bool, interval: bool) -> str:
+    if found is None or found.value is None:
+        return NOTHING
+    if not interval or found.low is None or found.high is None:
+        return _shown(found.metric, found.value, shares=shares)
+    if not shares:
+        return report.shown(found.metric, Interval(found.value, found.low, found.high))
+    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def _shown(metric: str, value: float, *, shares: bool) -> str:
+    """A score in per cent or as a share, a loss as it is, seconds and bytes with their unit."""
+    if metric == SECONDS:
+        return f"{value:.1f} s" if value < 90 else f"{value / 60:.1f} min"
+    if metric == BYTES:
+        return sizes.readable(value)
+    return f"{value:.3f}" if shares or metric == "log_loss" else f"{100 * value:.1f} %"
 
 
 def _encoders(row: FittedRow) -> str:
@@ -128,25 +147,8 @@ def _encoders(row: FittedRow) -> str:
     return row.here if row.encoders == row.here else f"{row.encoders}; here {row.here}"
 
 
-def _measured(found: Measured, *, interval: bool) -> str:
-    if found.value is None:
-        return NOTHING
-    if interval and found.low is not None and found.high is not None:
-        return report.shown(found.metric, Interval(found.value, found.low, found.high))
-    return _shown(found.metric, found.value)
-
-
-def _shown(metric: str, value: float) -> str:
-    """A share in per cent, a loss as it is, seconds and bytes with their unit."""
-    if metric == "seconds":
-        return f"{value:.1f} s" if value < 90 else f"{value / 60:.1f} min"
-    if metric == "bytes":
-        return sizes.readable(value)
-    return f"{value:.3f}" if metric == "log_loss" else f"{100 * value:.1f} %"
-
-
 def _notes(table: FittedTable) -> list[str]:
-    """What the numbers are of, why some are missing, and what the table's author says."""
+    """What the numbers are of, why some are missing, what was said of the fits, and what the table's author says."""
     found = [one for row in table.rows for one in row.measured.values()]
     counts = {str(one.split): one.samples for one in found if one.split and one.samples}
     same = all(one.samples in (None, counts.get(str(one.split))) for one in found)
@@ -154,12 +156,20 @@ def _notes(table: FittedTable) -> list[str]:
     if counts and same:
         notes.append("scored on " + ", ".join(f"{count:,} samples of {split}" for split, count in counts.items()))
     if table.paired:
-        notes.append("95 % intervals; differences paired on the same samples")
-    for row in table.rows:
-        whys = dict.fromkeys(one.why for one in row.measured.values() if one.why)
-        own = [*whys, *([row.note] if row.note else [])]
-        notes += [f"{row.cells[table.columns[0]]}: {one}" for one in own]
+        notes.append("95 % intervals; differences paired on the same samples, in points")
+    of_rows = {row.name: [one.why for one in row.measured.values() if one.why] for row in table.rows}
+    of_rows = {row.name: [*of_rows[row.name], *row.said, *([row.note] if row.note else [])] for row in table.rows}
+    fitted = [row.name for row in table.rows if row.measured]
+    notes += _by_row(of_rows, fitted)
+    notes += [f"{name} could not be fitted: {why}" for name, why in (table.failed or {}).items()]
     return [*notes, *([f"reported: {table.source}"] if table.source else []), *table.notes]
+
+
+def _by_row(notes: Mapping[str, Sequence[str]], fitted: Sequence[str]) -> list[str]:
+    """Each note once: what holds for all fitted rows as it is, else with the names of its rows before it."""
+    rows_of = {note: [name for name, own in notes.items() if note in own] for own in notes.values() for note in own}
+    everywhere = [note for note, names in rows_of.items() if len(fitted) > 1 and set(fitted) <= set(names)]
+    return [*everywhere, *(f"{'; '.join(names)}: {one}" for one, names in rows_of.items() if one not in everywhere)]
 
 
 def markdown(table: FittedTable) -> str:

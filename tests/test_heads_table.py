@@ -16,7 +16,7 @@ from heads import lacking, record
 from heads.config import read_grid
 from heads.fit import fit
 from heads.metrics import interval
-from heads.table import Source, Table, chosen_rows, of_choices, parse_table
+from heads.table import Source, Table, of_choices, parse_table
 from heads.table_run import FittedTable, fit_table, prepare_table, read_table
 from heads.table_text import NOTHING, for_width, lines, markdown, write
 from tests.heads_helpers import add_features, captioned, prepared, separable
@@ -69,7 +69,7 @@ def test_a_column_with_keys_of_its_own_has_heads_of_its_own_and_equal_heads_are_
         "loss": {"score": "log_loss"},
         "average": {"mean": ["few", "all"]},
     }
-    table = parse_table(document(LOGISTIC, LOGISTIC | {"cells": {"head": "again"}}, figures=figures))
+    table = parse_table(document(LOGISTIC, LOGISTIC | {"cells": {"head": "again", "few": 0.5}}, figures=figures))
     assert [config.select.limit for config in table.configs] == [9, None]
     assert [list(row.configs) for row in table.rows] == [["few", "all", "loss"]] * 2
 
@@ -88,12 +88,36 @@ def test_a_parameter_is_assigned_where_a_head_has_it() -> None:
         parse_table(document(*rows), ["fixed.neighbors=2"])
 
 
-def test_rows_are_chosen_by_name() -> None:
-    table = parse_table(document(LOGISTIC, RIDGE))
-    assert heads_of(chosen_rows(table, ["margin"])) == ["ridge"]
-    assert chosen_rows(table, []) is table
+def test_rows_are_chosen_by_name_before_anything_is_assigned() -> None:
+    rows = [LOGISTIC | {"select": {"limit": 5}}, RIDGE]
+    assert heads_of(parse_table(document(*rows), rows=["margin"])) == ["ridge"]
+    (ridge,) = parse_table(document(*rows), ["select.limit=7"], rows=["margin"]).configs
+    assert ridge.select.limit == 7
     with pytest.raises(UnknownNameError, match="Unknown row 'margins'. Did you mean 'margin'"):
-        chosen_rows(table, ["margins"])
+        parse_table(document(*rows), rows=["margins"])
+    with pytest.raises(UnknownNameError, match="heads in this table: 'C'"):
+        parse_table(document(LOGISTIC, {"cells": {"head": "k"}, "head": "knn"}), ["fixed.C=1"], rows=["k"])
+
+
+def test_rows_that_begin_alike_are_told_apart_by_all_of_their_texts() -> None:
+    table = parse_table(of_choices({}, ["logistic", "knn"], ["a", "b"]))
+    assert [row.name for row in table.rows] == ["logistic, a", "logistic, b", "knn, a", "knn, b"]
+    with pytest.raises(UsageError, match="two rows are called 'plain'"):
+        parse_table(document(LOGISTIC, LOGISTIC))
+
+
+def test_other_keys_of_a_row_stand_for_those_of_the_file_as_a_whole() -> None:
+    under = {"features": {"backbone": "a", "lowercase": True}, "fusion": {"kind": "product", "l2": True}}
+    over = {"cells": {"head": "a"}, "features": {"backbone": "b"}, "fusion": {"kind": "late"}}
+    (config,) = parse_table({**under, "rows": [over]}).configs
+    assert config.features == [[{"backbone": "b"}]]
+    assert config.fusion.kind == "late"
+
+
+def test_a_data_set_of_the_command_line_stands_for_every_rows_own() -> None:
+    table = parse_table(document(LOGISTIC, RIDGE | {"dataset": "other"}), dataset="2024")
+    assert [config.dataset for config in table.configs] == ["2024", "2024"]
+    assert parse_table(table.document).configs == table.configs
 
 
 @pytest.mark.parametrize(
@@ -109,10 +133,8 @@ def test_rows_are_chosen_by_name() -> None:
         (document(LOGISTIC, figures={"x": {"mean": ["y"]}}), "x is a mean of y, which is no column with a score"),
         (document(LOGISTIC, columns=["head"], figures={"head": {"score": "accuracy"}}), "under both"),
         (document(LOGISTIC | {"cells": {"head": "a", "epocs": 1}}), "column in the options, row 1: 'epocs'"),
-        (
-            document(LOGISTIC | {"cells": {"head": "a", "x": "0.8"}}, figures={"x": {"score": "accuracy"}}),
-            "x is a reported",
-        ),
+        (document(LOGISTIC | {"cells": {"head": "a\nb"}}), "letters that cannot be shown"),
+        (document(LOGISTIC, data={"adapter": "cub"}), "'dataset' must name it"),
         (document(LOGISTIC | {"fold": 3}), "row 'plain': unknown key 'fold'"),
         (document(LOGISTIC | {"features": [["a"], ["b"]]}), "row 'plain': a row is one choice of features"),
     ],
@@ -222,7 +244,7 @@ def test_training_rows_means_and_dashes(tmp_path: Path) -> None:
     assert ours.measured["time"].why == ours.measured["size"].why  # these vectors say nothing of their encoder
     assert not theirs.measured
     shown = lines(found)
-    assert shown.rows[1] == ("theirs", *[NOTHING] * 2, "25.0 %", *[NOTHING] * 9, "fine-tuned")
+    assert shown.rows[1] == ("theirs", *[NOTHING] * 2, "0.25", *[NOTHING] * 9, "fine-tuned")
     assert "theirs: by hand" in shown.notes
     assert "plain: no rows of validation are scored" in shown.notes
     assert "reported: somebody" in shown.notes
@@ -254,9 +276,49 @@ def test_what_was_fitted_before_an_interruption_is_kept(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         fit_table(table, tmp_path / "runs", said=interrupt)
-    (folder,) = (tmp_path / "runs").iterdir()
+    folder = tmp_path / "runs" / "latest"
     assert [path.name for path in folder.glob(f"*/{record.HEAD}")] == [record.HEAD]
-    assert record.listed(tmp_path / "runs")[0]["features"] == "my-image"
+    found = read_table(folder)
+    assert found is not None
+    assert [len(row.measured) for row in found.rows] == [1, 0]
+
+
+def test_a_head_that_cannot_be_fitted_leaves_the_others_be(tmp_path: Path) -> None:
+    separable(tmp_path / "cache")
+    bad = {"cells": {"head": "diverges"}, "head": "mlp", "fixed": {"optimizer": "sgd", "learning_rate": 1e30}}
+    _, found = fitted(tmp_path, document(LOGISTIC, bad, RIDGE))
+    assert [len(row.measured) for row in found.rows] == [1, 0, 1]
+    assert list(found.failed or {}) == ["diverges"]
+    assert any("diverges could not be fitted: " in note for note in lines(found).notes)
+
+
+def test_a_row_that_cannot_be_prepared_is_named(tmp_path: Path) -> None:
+    separable(tmp_path / "cache")
+    table = parse_table(document({"cells": {"head": "odd"}, "select": {"target": "nowhere"}}))
+    with pytest.raises(UsageError, match="Row 'odd': .*nowhere"):
+        prepare_table(table, tmp_path / "cache")
+
+
+def test_what_is_said_of_all_heads_is_said_once_and_else_with_the_rows(tmp_path: Path) -> None:
+    separable(tmp_path / "cache")
+    rows = [LOGISTIC | {"validation": 0.2}, RIDGE | {"validation": 0.2}]
+    _, found = fitted(tmp_path, document(*rows, {"cells": {"head": "k"}, "head": "knn", "fixed": {"n_neighbors": 1}}))
+    (note,) = [one for one in lines(found).notes if "carved" in one]
+    assert note.startswith("plain; margin: ")
+
+
+def test_a_reported_number_is_shown_as_it_is_written(tmp_path: Path) -> None:
+    separable(tmp_path / "cache")
+    rows = [{"cells": {"head": "theirs", "loss": "2.470"}, "fit": False}]
+    _, found = fitted(tmp_path, document(*rows, figures={"loss": {"score": "log_loss"}}, source="somebody"))
+    assert lines(found).rows[0][1] == "2.470"
+
+
+def test_a_product_in_a_table_has_no_baselines(tmp_path: Path) -> None:
+    captioned(tmp_path / "cache")
+    row = {"cells": {"head": "product"}, "features": "my-image,my-text", "fusion": {"kind": "product", "width": 2}}
+    prepared_table = prepare_table(parse_table({"rows": [row]}), tmp_path / "cache")
+    assert [len(task.sets) for task in prepared_table.tasks] == [1]
 
 
 # ---------------------------------------------------------------- what is lacking
@@ -294,7 +356,8 @@ def test_a_data_set_that_no_cache_knows_is_read_as_the_table_says(tmp_path: Path
 
 def reported_table(tmp_path: Path) -> FittedTable:
     separable(tmp_path / "cache", noise=2.5)
-    rows = [one | {"cells": {**one["cells"], "Test Accuracy": 0.5}, "encoders": "frozen"} for one in (LOGISTIC, RIDGE)]
+    rows = [one | {"cells": {**one["cells"], "Test Accuracy": "50%"}} for one in (LOGISTIC, RIDGE)]
+    rows[0]["encoders"] = "fine-tuned"
     figures = {"Test Accuracy": {"score": "accuracy"}, "Test Loss": {"score": "log_loss"}}
     return fitted(tmp_path, document(*rows, figures=figures, source="a report", title="Two <heads>"))[1]
 
@@ -318,7 +381,7 @@ def test_the_page_escapes_its_texts_and_links_each_head(tmp_path: Path) -> None:
     assert "href='01-plain/report.html'" in page
     text = markdown(found)
     assert text.startswith("**Two <heads>**\n\n| head | Test Accuracy (reported) |")
-    assert "| plain | 50.0 % |" in text
+    assert "| plain | 50% |" in text
 
 
 # ---------------------------------------------------------------- the command line
