@@ -18,7 +18,7 @@ from embedcache.errors import UsageError
 from embedcache.samples import TARGET_PREFIX, combined
 from embedcache.view import Features, shared_groups, target_name
 from heads import HEADS, head_named, memory, vqa
-from heads.base import TOKENS, Head, check_parameters, reads, weight_parameter
+from heads.base import TOKENS, Head, reads, weight_parameter
 from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.fitting import Weights, continue_pipeline, fit_pipeline, weights_of
 from heads.fusion import OF_ANSWERS, Late, Union, stacked_weights, union_thresholds, weighted
@@ -195,7 +195,7 @@ def prepare(config: HeadConfig, cache: str | Path = "cache", *, within: Rows | N
     head = head_named(config.head)
     if reads(head) == TOKENS:
         config = with_transform_inside(config)
-    check_parameters(head, set(config.fixed))
+    found = candidates(head, config.fixed, config.grid, config.search, config.n_iter, config.seed)
     opened = open_cache(cache)
     dataset = opened[config.dataset] if config.dataset else opened.only()
     sets = feature_sets(head, dataset, config)
@@ -230,7 +230,7 @@ def prepare(config: HeadConfig, cache: str | Path = "cache", *, within: Rows | N
         target=target,
         targets=targets,
         splits=splits,
-        found=candidates(head, config.fixed, config.grid, config.search, config.n_iter, config.seed),
+        found=found,
         jobs=config.jobs or _cores(),
         left_out=left_out,
         unseen=unseen,

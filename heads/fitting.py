@@ -53,7 +53,7 @@ def fit_pipeline(
                 options["validation"] = x[held] if transforms is None else transforms.transform(x[held]), codes[held]
             estimator.fit(own, codes[rows], **options)
         except UNFIT as error:
-            raise UsageError(f"scikit-learn cannot fit the head {name!r}: {error}") from error
+            raise UsageError(f"The head {name!r} cannot be fitted: {error}") from error
     return Pipeline([*(transforms.steps if transforms is not None else []), ("head", estimator)])
 
 

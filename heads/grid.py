@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from embedcache.errors import UsageError
 from embedcache.provenance import canonical_json, digest_json
-from heads.base import Head, check_parameters, weight_parameter
+from heads.base import Head, check_parameters, check_values, weight_parameter
 from heads.multilabel import strata
 from heads.searching import Journal, Outcome, Rungs, data_digest, of_head, part_of, plain_keys, points_of
 
@@ -63,7 +63,10 @@ class SearchResult:
 def candidates(
     head: Head, fixed: Mapping[str, Any], grid: Any, how: str = "grid", n_iter: int = 10, seed: int = 0
 ) -> Candidates:
-    """Every point of the grid (``random``: ``n_iter`` drawn points), with repetitions found."""
+    """Every point of the grid (``random``: ``n_iter`` drawn points), with repetitions found.
+
+    Raises UnknownNameError for a parameter that the head lacks, UsageError for a value that it refuses unfitted.
+    """
     grids = (grid if isinstance(grid, list) else [grid]) or [{}]
     check_parameters(head, {*fixed, *(name for one in grids for name in of_head(one))})
     points = tuple(points_of(grids, how, n_iter, seed))
@@ -72,6 +75,7 @@ def candidates(
     same_as: list[int] = []
     for index, point in enumerate(points):
         own = of_head(point)
+        check_values(head, {**fixed, **own})
         axes = {name: value for name, value in point.items() if name not in own}
         key = canonical_json([_plain(head.canonical({**fixed, **own})), plain_keys(axes)])
         if key not in first:

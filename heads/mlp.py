@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from heads import parameters as parameter_rules
 from heads.base import constructor_parameters
 
 _ONLY_WITH = {"sgd": {"momentum"}, "step": {"step_size", "gamma"}}
@@ -33,6 +34,11 @@ class Mlp:
     def parameters(self) -> set[str]:
         """The estimator's names but ``random_state``, which the configuration's ``seed`` sets."""
         return set(self.defaults()) - {"random_state"}
+
+    def check(self, parameters: Mapping[str, Any]) -> None:
+        """Raise UsageError for values that no fit can use, alone or together."""
+        parameter_rules.check(_tuples(parameters))
+        parameter_rules.check_training({**self.defaults(), **parameters})
 
     def build(self, parameters: Mapping[str, Any], seed: int) -> Any:
         """An unfitted estimator."""

@@ -13,6 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state, validate_data
 
 from embedcache.errors import UsageError
+from heads.parameters import check
 
 if TYPE_CHECKING:
     import torch
@@ -184,12 +185,13 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _options(self, epochs: int | None = None) -> TrainingOptions:
         from heads.training import TrainingOptions
 
-        stated = {name: getattr(self, name) for name in OPTIONS}
+        values = {name: getattr(self, name) for name in OPTIONS}
+        stated = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
         return TrainingOptions(**stated if epochs is None else {**stated, "epochs": epochs})
 
     def _checked(self, X: Any, y: Any) -> tuple[Any, npt.NDArray[Any]]:
         """Features and encoded targets; sets what ``fit`` learns of them."""
-        self._options()
+        check(self.get_params())
         x, y = self._pair(X, y)
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y")
@@ -304,8 +306,6 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             for label, weight in self.class_weight.items():
                 found[int(label)] = weight
             return found
-        if self.class_weight != "balanced":
-            raise UsageError(f"class_weight is 'balanced', a mapping or None, got {self.class_weight!r}.")
         positives = indicators.sum(0)
         return np.asarray((len(indicators) - positives) / np.maximum(positives, 1), np.float32)
 
