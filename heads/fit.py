@@ -19,6 +19,7 @@ from embedcache.samples import TARGET_PREFIX, combined
 from embedcache.view import Features, shared_groups, target_name
 from heads import HEADS, head_named, memory, vqa
 from heads.base import TOKENS, Head, reads, weight_parameter
+from heads.class_weights import ByClassName
 from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.fitting import Weights, continue_pipeline, fit_pipeline, weights_of
 from heads.fusion import OF_ANSWERS, Late, Union, stacked_weights, union_thresholds, weighted
@@ -224,7 +225,7 @@ def prepare(config: HeadConfig, cache: str | Path = "cache", *, within: Rows | N
     return Task(
         config=config,
         dataset=dataset,
-        head=_for_kind(head, config, targets, splits),
+        head=_for_kind(head, config, found, targets, splits),
         sets=sets,
         base=base,
         target=target,
@@ -238,15 +239,18 @@ def prepare(config: HeadConfig, cache: str | Path = "cache", *, within: Rows | N
     )
 
 
-def _for_kind(head: Head, config: HeadConfig, targets: Targets, splits: Splits) -> Head:
-    """The head as the kind of task needs it; of a chain, in the order of the training rows' labels."""
+def _for_kind(head: Head, config: HeadConfig, found: Candidates, targets: Targets, splits: Splits) -> Head:
+    """The head as the kind of task needs it, class weights by name; of a chain, in the order of the training labels."""
+    named = ByClassName(head, targets.classes, several=targets.kind == "multi")
+    for point in found.points:
+        named.coded({**config.fixed, **of_head(point)})
     if not config.chain:
-        return KINDS[targets.kind].head(head)
+        return KINDS[targets.kind].head(named)
     if targets.kind == "single" or not hasattr(head, "chained"):
         raise UsageError("'chain' is for several labels per sample, and for the heads 'logistic' and 'tfidf'.")
     from heads.chain import by_frequency
 
-    return SeveralLabels(head, by_frequency(targets.codes[splits.train]))
+    return SeveralLabels(named, by_frequency(targets.codes[splits.train]))
 
 
 def _most_frequent(targets: Targets, splits: Splits, most: int) -> tuple[Targets, tuple[Any, ...], Splits, Vocabulary]:

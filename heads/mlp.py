@@ -15,11 +15,13 @@ _ONLY_WITH = {"sgd": {"momentum"}, "step": {"step_size", "gamma"}}
 class Mlp:
     """``MLPHead``: widths, batch norm, dropout, schedules, early stopping.
 
-    streams: without a transform it reads the features in their stored type where they lie.
+    streams: without a transform it reads the features in their stored type where they lie. weighs_labels: of several
+    labels, ``class_weight`` may be a mapping from label to the weight of its positives.
     """
 
     name = "mlp"
     streams = True
+    weighs_labels = True
 
     def estimator(self) -> Any:
         """The class of the estimator."""

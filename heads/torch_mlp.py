@@ -123,7 +123,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The fitted head as JSON and tensors, without pickle: for safetensors."""
         check_is_fitted(self)
         document = {
-            "parameters": {**self.get_params(), "random_state": None},
+            "parameters": {**self.get_params(), "random_state": None, "class_weight": _pairs(self.class_weight)},
             "classes": self.classes_.tolist(),
             "n_features_in": self.n_features_in_,
             "multilabel": self.multilabel_,
@@ -138,7 +138,9 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The head that ``state`` described, on the CPU. Raises ValueError where the two do not agree."""
         from heads.training import Progress
 
-        head = cls(**document["parameters"])
+        weights = document["parameters"]["class_weight"]
+        weights = dict(map(tuple, weights)) if isinstance(weights, list) else weights
+        head = cls(**{**document["parameters"], "class_weight": weights})
         head.classes_ = np.asarray(document["classes"])
         head.n_features_in_, head.multilabel_ = int(document["n_features_in"]), bool(document["multilabel"])
         head._seed, head._progress = int(document["seed"]), Progress(history=list(document["history"]))
@@ -398,6 +400,11 @@ class MLPHead(TorchHead):
         if self.standardize:
             network.learn(x if len(rows) == len(x) else x[rows])
         return network
+
+
+def _pairs(weights: Any) -> Any:
+    """A mapping as pairs: JSON would make texts of codes."""
+    return [list(pair) for pair in weights.items()] if isinstance(weights, Mapping) else weights
 
 
 def _array(values: Any) -> Any:
