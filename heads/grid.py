@@ -48,7 +48,8 @@ class SearchResult:
     """rows: one per point, the columns of scikit-learn's ``cv_results_``. best: index of the best point.
 
     fits: that the search is made of, ``resumed`` of them finished by an earlier, interrupted search. journal: where
-    finished fits are written until the run is recorded.
+    finished fits are written until the run is recorded. The row of a candidate that could not be fitted or scored on
+    every fold has the first ``error``.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -58,6 +59,16 @@ class SearchResult:
     fits: int = 0
     resumed: int = 0
     journal: Path | None = None
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Of each point without a mean score, its parameters and the reason."""
+        return tuple(
+            f"{', '.join(f'{name[6:]} {value}' for name, value in row.items() if name.startswith('param_'))}: "
+            f"{row['error'] or 'the score is not a number'}"
+            for row in self.rows
+            if np.isnan(row["mean_test_score"])
+        )
 
 
 def candidates(
@@ -440,6 +451,7 @@ def _rows(
             "mean_fit_time": float(np.mean([outcome.fit_seconds for outcome in own])),
             "mean_score_time": float(np.mean([outcome.score_seconds for outcome in own])),
             "same_fit_as": "" if found.unique[unique] == index else f"candidate {found.unique[unique]}",
+            "error": next((" ".join(outcome.error.split()) for outcome in own if outcome.error), ""),
         }
         rows.append(row)
     return rows
