@@ -76,6 +76,12 @@ def check_values(head: Head, parameters: Mapping[str, Any]) -> None:
         raise UsageError(f"The head {head.name!r} cannot be fitted: {error}") from error
 
 
+def check_enough(head: Head, parameters: Mapping[str, Any], rows: int) -> None:
+    """Raise UsageError where the head needs more training rows than there are: neighbours that it is to look at."""
+    if (check := getattr(head, "check_rows", None)) is not None:
+        check(parameters, rows)
+
+
 def weight_parameter(estimator: Any) -> str | None:
     """What ``fit`` calls sample weights; of a pipeline, its last step's. None where it takes none."""
     from sklearn.pipeline import Pipeline

@@ -18,7 +18,7 @@ from embedcache.errors import UsageError
 from embedcache.samples import TARGET_PREFIX, combined
 from embedcache.view import Features, shared_groups, target_name
 from heads import HEADS, head_named, memory, vqa
-from heads.base import TOKENS, Head, reads, weight_parameter
+from heads.base import TOKENS, Head, check_enough, reads, weight_parameter
 from heads.class_weights import ByClassName
 from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.fitting import Weights, continue_pipeline, fit_pipeline, weights_of
@@ -37,7 +37,7 @@ from heads.selection import Vocabulary, selected, with_top_classes
 from heads.sequences import vectors_of, with_transform_inside
 from heads.splits import Rows, Splits, folds, make_splits
 from heads.thresholds import DEFAULT, Per, tune
-from heads.transforms import build, for_sets
+from heads.transforms import build, check_components, for_sets
 
 if TYPE_CHECKING:
     from heads.curves import CurvePoint
@@ -222,7 +222,7 @@ def prepare(config: HeadConfig, cache: str | Path = "cache", *, within: Rows | N
     vocabulary, unseen = None, ()
     if config.select.top_classes is not None:
         targets, unseen, splits, vocabulary = _most_frequent(targets, splits, config.select.top_classes)
-    return Task(
+    task = Task(
         config=config,
         dataset=dataset,
         head=_for_kind(head, config, found, targets, splits),
@@ -237,6 +237,8 @@ def prepare(config: HeadConfig, cache: str | Path = "cache", *, within: Rows | N
         unseen=unseen,
         vocabulary=vocabulary,
     )
+    check_rows(task)
+    return task
 
 
 def _for_kind(head: Head, config: HeadConfig, found: Candidates, targets: Targets, splits: Splits) -> Head:
@@ -359,7 +361,16 @@ class _Ready:
 
 
 def _ready(task: Task, features: Features) -> _Ready:
-    """Units of the common samples, in the order of the base; units of one sample share its split."""
+    """Units of the common samples with what the head is fitted on."""
+    found = _units(task, features)
+    stored = streams_on(task)
+    _check_memory(task, found.features, stored)
+    x = inputs_for(task.head, found.features, stored=stored)
+    return replace(found, x=x, weights=weights_of(found.features))
+
+
+def _units(task: Task, features: Features) -> _Ready:
+    """Units of the common samples, in the order of the base, unread; units of one sample share its split."""
     place = np.full(task.dataset.table.samples.num_rows, -1, np.int64)
     place[task.base.sample_rows] = np.arange(len(task.base))
     features = features.take(place[features.sample_rows] >= 0)
@@ -368,11 +379,51 @@ def _ready(task: Task, features: Features) -> _Ready:
     for name in ("train", "validation", "test"):
         of_split[getattr(task.splits, name)] = name
     rows = {name: np.flatnonzero(of_split[base_row] == name) for name in ("train", "validation", "test")}
-    stored = streams_on(task)
-    _check_memory(task, features, stored)
-    x = inputs_for(task.head, features, stored=stored)
-    weights = weights_of(features)
-    return _Ready(features, x, task.codes[base_row], shared_groups(features), base_row, rows, weights)
+    groups = shared_groups(features) if task.config.cv is not None else np.arange(len(features))
+    return _Ready(features, None, task.codes[base_row], groups, base_row, rows, None)
+
+
+def check_rows(task: Task) -> None:
+    """Raise UsageError where the training rows are too few for the folds, the transforms or the head; reads nothing."""
+    _refuse_one_class(task)
+    for sets in _runs(task):
+        if task.fuses_answers and len(sets[0].sets) > 1:
+            continue  # its members are checked, and it is not fitted
+        found = {id(features): _units(task, features) for features in sets}
+        fewest = {place: _fewest(task, units) for place, units in found.items()}
+        for index in task.found.unique:
+            point = task.found.points[index]
+            features, transform = _chosen(task, sets, point)
+            rows = fewest[id(features)]
+            steps = _own_steps(task, features, transform)
+            hint = "fusion.width" if any(name == "product" for name, _ in steps) else "pca"
+            check_components(steps, sum(features.dims), rows, hint)
+            check_enough(head_named(task.head.name), {**task.config.fixed, **of_head(point)}, rows)
+
+
+def _refuse_one_class(task: Task) -> None:
+    """A class alone is nothing to learn from; that training rows have no other is said with its name."""
+    there = np.unique(task.codes[task.splits.train])
+    if task.targets.kind == "single" and len(there) < 2:
+        raise UsageError(
+            f"All {len(task.splits.train):,} training rows are of the class {task.classes[there[0]]!r}: a head "
+            "needs at least two classes to learn from. Select more or other rows, or divide them by 'splits: carve'."
+        )
+
+
+def _fewest(task: Task, units: _Ready) -> int:
+    """Rows of the smallest training part: of all folds that are fitted, and of halving its first rung."""
+    fewest = len(_repeated(task, units, units.rows["train"]))
+    if task.config.searches:
+        _, parts, _ = _searched_rows(task, units)
+        rungs = _rungs(task)
+        share = rungs.amounts[0] if rungs.by == "rows" else 1.0
+        fewest = min(fewest, *(max(2, int(share * len(kept))) for kept, _ in parts))
+    elif _out_of_fold_fits(task) and task.config.cv is not None:
+        train = units.rows["train"]
+        folds_of, _ = _folds(task, units, task.config.cv)
+        fewest = min(fewest, *(len(_repeated(task, units, train[kept])) for kept, _ in folds_of))
+    return fewest
 
 
 def streams_on(task: Task) -> bool:
@@ -519,7 +570,7 @@ def _fit_one(task: Task, sets: Sequence[Features], progress: bool, searches: Pat
     estimator = _fitted(task, ready, steps, parameters, ready.rows["train"])
     run = replace(_scored_run(task, ready, steps, parameters, estimator), transform=transform)
     repeats = _repeats(task, ready, parameters, run)
-    notes = (*run.notes, *_convergence(found), *((repeats.said,) if repeats is not None else ()))
+    notes = (*run.notes, *_of_search(found), *((repeats.said,) if repeats is not None else ()))
     seconds = time.perf_counter() - began
     return replace(run, search=found, splitter=splitter, repeats=repeats, notes=notes, seconds=seconds)
 
@@ -683,12 +734,15 @@ def _of_union(task: Task, members: Sequence[FittedRun]) -> tuple[tuple[tuple[flo
     return tuple(tuple(own) for own in table.tolist()), notes
 
 
-def _convergence(found: SearchResult | None) -> list[str]:
+def _of_search(found: SearchResult | None) -> list[str]:
+    """What is to be said of a search: what it did not repeat, what did not converge, what failed and why."""
     if found is None:
         return []
     resumed = f"{found.resumed} of {found.fits} fits of the search were finished before and are not repeated"
     ended = f"{found.unconverged} fits of the search ended at max_iter before they converged"
-    return [*([resumed] if found.resumed else []), *([ended] if found.unconverged else [])]
+    failed = f"{len(found.failed)} of {len(found.rows)} candidates could not be fitted: {_first(found.failed, 3, '; ')}"
+    told = ((found.resumed, resumed), (found.unconverged, ended), (found.failed, failed))
+    return [note for so, note in told if so]
 
 
 def _of_weights(ready: _Ready, estimator: Any) -> list[str]:
@@ -864,9 +918,9 @@ def _learned(task: Task) -> tuple[npt.NDArray[np.bool_], list[str]]:
     return np.asarray(~(never | always)), notes
 
 
-def _first(names: Sequence[str], most: int = 8) -> str:
+def _first(names: Sequence[str], most: int = 8, between: str = ", ") -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return between.join(names[:most]) + more
 
 
 def _out_of_fold(
