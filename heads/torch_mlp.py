@@ -54,7 +54,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         from heads.training import Progress, chosen_device
 
         x, targets = self._checked(X, y)
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, targets, dtype=np.float32)
+        weights = _weights(sample_weight, targets)
         device = chosen_device(self.device)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         inputs, rows = self._inputs(x, device), np.arange(len(x))
@@ -79,7 +79,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         x = self._features(X)
         targets = self._encoded(np.asarray(y))
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, targets, dtype=np.float32)
+        weights = _weights(sample_weight, targets)
         device = chosen_device(self.device)
         held = self._held(*validation, device) if validation is not None else None
         self.module_.to(device)
@@ -400,6 +400,13 @@ class MLPHead(TorchHead):
         if self.standardize:
             network.learn(x if len(rows) == len(x) else x[rows])
         return network
+
+
+def _weights(weights: Any, targets: npt.NDArray[Any]) -> npt.NDArray[np.float32] | None:
+    """One weight for each row, (n,), none of them negative; None where none are given."""
+    if weights is None:
+        return None
+    return np.asarray(_check_sample_weight(weights, targets, dtype=np.float32, ensure_non_negative=True))
 
 
 def _pairs(weights: Any) -> Any:
