@@ -454,7 +454,7 @@ def _check_memory(task: Task, features: Features, stored: bool) -> None:
         transforms=transforms,
         searches=task.config.searches,
     )
-    streaming = [name for name, head in HEADS.items() if streams(head)]
+    streaming = [] if stored else [name for name, head in HEADS.items() if streams(head)]
     memory.check(task.head.name, label_of(features), found, streaming)
 
 
@@ -570,7 +570,7 @@ def _fit_one(task: Task, sets: Sequence[Features], progress: bool, searches: Pat
     estimator = _fitted(task, ready, steps, parameters, ready.rows["train"])
     run = replace(_scored_run(task, ready, steps, parameters, estimator), transform=transform)
     repeats = _repeats(task, ready, parameters, run)
-    notes = (*run.notes, *_of_search(found), *((repeats.said,) if repeats is not None else ()))
+    notes = (*run.notes, *_convergence(found), *((repeats.said,) if repeats is not None else ()))
     seconds = time.perf_counter() - began
     return replace(run, search=found, splitter=splitter, repeats=repeats, notes=notes, seconds=seconds)
 
@@ -687,8 +687,21 @@ def _run(task: Task, ready: _Ready, head: FittedHead, said: Sequence[str], began
     if len(unlabelled):
         scored["unlabelled"] = _averaged(task, ready, unlabelled, head.predict_proba(ready.x[unlabelled]))
     counts = {name: len(getattr(task.splits, name)) for name in ("train", *SCORED_SPLITS)}
-    notes = (*task.splits.notes, *said)
+    notes = (*task.splits.notes, *_without_effect(task), *said)
     return FittedRun(ready.features, head, {}, scored, counts, None, None, notes, time.perf_counter() - began)
+
+
+def _without_effect(task: Task) -> list[str]:
+    """What the configuration states and nothing reads: of a search where there is none, and parameters of the head."""
+    config, notes = task.config, []
+    for_search = {"search": config.search != "grid", "score": bool(config.scores), "refit": config.refit is not None}
+    if not config.searches and any(for_search.values()):
+        stated = ", ".join(f"'{name}'" for name, so in for_search.items() if so)
+        notes.append(f"without effect, as there is no 'grid' to search: {stated}")
+    read = set().union(*(task.head.canonical({**config.fixed, **of_head(point)}) for point in task.found.points))
+    if unread := sorted(set(config.fixed) - read):
+        notes.append(f"parameters without effect on the result here: {', '.join(unread)}")
+    return notes
 
 
 def _held_together(members: Sequence[FittedRun], fused: Callable[[Any], Any]) -> Held | None:
@@ -734,15 +747,18 @@ def _of_union(task: Task, members: Sequence[FittedRun]) -> tuple[tuple[tuple[flo
     return tuple(tuple(own) for own in table.tolist()), notes
 
 
-def _of_search(found: SearchResult | None) -> list[str]:
-    """What is to be said of a search: what it did not repeat, what did not converge, what failed and why."""
+def _convergence(found: SearchResult | None) -> list[str]:
+    """What is to be said of a search: the best scores, what it did not repeat, did not converge or failed, and why."""
     if found is None:
         return []
+    row = found.rows[found.best]
+    means = (f"{name} {row[mean]:.4f} ± {row[std]:.4f}" for name, mean, std in found.columns)
+    best = f"mean score of the best candidate in the search: {', '.join(means)}"
     resumed = f"{found.resumed} of {found.fits} fits of the search were finished before and are not repeated"
     ended = f"{found.unconverged} fits of the search ended at max_iter before they converged"
     failed = f"{len(found.failed)} of {len(found.rows)} candidates could not be fitted: {_first(found.failed, 3, '; ')}"
     told = ((found.resumed, resumed), (found.unconverged, ended), (found.failed, failed))
-    return [note for so, note in told if so]
+    return [best, *(note for so, note in told if so)]
 
 
 def _of_weights(ready: _Ready, estimator: Any) -> list[str]:

@@ -48,8 +48,8 @@ class SearchResult:
     """rows: one per point, the columns of scikit-learn's ``cv_results_``. best: index of the best point.
 
     fits: that the search is made of, ``resumed`` of them finished by an earlier, interrupted search. journal: where
-    finished fits are written until the run is recorded. The row of a candidate that could not be fitted or scored on
-    every fold has the first ``error``.
+    finished fits are written until the run is recorded. scores: their names, that which decides first. The row of a
+    candidate that could not be fitted or scored on every fold has the first ``error``.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -59,6 +59,13 @@ class SearchResult:
     fits: int = 0
     resumed: int = 0
     journal: Path | None = None
+    scores: tuple[str, ...] = ("score",)
+
+    @property
+    def columns(self) -> tuple[tuple[str, str, str], ...]:
+        """Of each score its name and its columns of means and deviations; what decides is the first."""
+        own = [(name, "score" if len(self.scores) == 1 else name) for name in self.scores]
+        return tuple((name, f"mean_test_{column}", f"std_test_{column}") for name, column in own)
 
     @property
     def failed(self) -> tuple[str, ...]:
@@ -226,7 +233,7 @@ def search_choices(
         raise UsageError(f"Not one candidate could be fitted and scored on every fold. The first reason: {reason}")
     best = min(range(len(rows)), key=lambda index: rows[index]["rank_test_score"])
     unconverged = sum(outcome.unconverged for outcome in all_done)
-    return SearchResult(tuple(rows), best, time.perf_counter() - began, unconverged, fits, resumed, record.path)
+    return SearchResult(tuple(rows), best, time.perf_counter() - began, unconverged, fits, resumed, record.path, scores)
 
 
 def _best(alive: Sequence[int], last: Mapping[int, tuple[int, list[Outcome]]], keep: int) -> list[int]:
