@@ -751,8 +751,7 @@ def _convergence(found: SearchResult | None) -> list[str]:
     """What is to be said of a search: the best scores, what it did not repeat, did not converge or failed, and why."""
     if found is None:
         return []
-    row = found.rows[found.best]
-    means = (f"{name} {row[mean]:.4f} ± {row[std]:.4f}" for name, mean, std in found.columns)
+    means = (f"{name} {mean}" for name, mean in found.means(found.rows[found.best]).items())
     best = f"mean score of the best candidate in the search: {', '.join(means)}"
     resumed = f"{found.resumed} of {found.fits} fits of the search were finished before and are not repeated"
     ended = f"{found.unconverged} fits of the search ended at max_iter before they converged"

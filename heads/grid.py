@@ -61,11 +61,14 @@ class SearchResult:
     journal: Path | None = None
     scores: tuple[str, ...] = ("score",)
 
-    @property
-    def columns(self) -> tuple[tuple[str, str, str], ...]:
-        """Of each score its name and its columns of means and deviations; what decides is the first."""
-        own = [(name, "score" if len(self.scores) == 1 else name) for name in self.scores]
-        return tuple((name, f"mean_test_{column}", f"std_test_{column}") for name, column in own)
+    def means(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """Of each score, that which decides first, its mean in a row, with the deviation where there are folds."""
+        found = {}
+        for name in self.scores:
+            column = "score" if len(self.scores) == 1 else name
+            several = f"split1_test_{column}" in row
+            found[name] = f"{row[f'mean_test_{column}']:.4f}" + (f" ± {row[f'std_test_{column}']:.4f}" * several)
+        return found
 
     @property
     def failed(self) -> tuple[str, ...]:

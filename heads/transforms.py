@@ -87,8 +87,8 @@ def _width_after(step: Any, width: int, rows: int, setting: str) -> int:
     most, wanted = min(width, rows), step.n_components
     if isinstance(wanted, int) and wanted > most:
         raise UsageError(
-            f"{wanted:,} principal components cannot be made of {width:,} numbers on {rows:,} training rows (those of "
-            f"the smallest fold): set {setting} to at most {most}."
+            f"{wanted:,} principal components cannot be made of {width:,} numbers on {rows:,} training rows, folds "
+            f"counted: set {setting} to at most {most}."
         )
     return wanted if isinstance(wanted, int) else most
 
