@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import yaml
 
 from embedcache.errors import UsageError
 from heads import HEADS
@@ -100,3 +101,15 @@ def test_activations_are_those_that_there_are() -> None:
 
 def test_heads_without_rules_are_left_to_scikit_learn() -> None:
     assert {name for name, head in HEADS.items() if hasattr(head, "check")} == {"mlp", "lstm", "cnn"}
+
+
+def test_the_table_of_the_documentation_has_every_parameter_of_mlp_with_its_default() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "heads.md").read_text(encoding="utf-8")
+    rows = page.partition("## The perceptron: `mlp`")[2].partition("| `schedule` | learning rate |")[0].splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("| `")]
+    stated = {row[0].strip("`"): yaml.safe_load(row[3].strip("`")) for row in cells}
+    defaults = {name: value for name, value in MLPHead().get_params().items() if name != "random_state"}
+    assert stated == {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+    for row in cells:
+        for known in RULES[row[0].strip("`")].known:
+            assert known in row[2]
