@@ -427,7 +427,7 @@ def _fit_one(parsed: HeadConfig, wants: _Wants) -> None:
         _extract_lacking([parsed], wants.cache, wants.data, None)
     task = fit.prepare(parsed, wants.cache)
     if wants.sizes:
-        curves.check(task)
+        curves.check(task, wants.sizes)
     if wants.limit is not None:
         _hold_to(wants.limit, [task], wants.checkpoints)
     previews = fit.preview(task)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -30,7 +30,7 @@ from embedcache.catalog import DatasetFolder, dataset_folders
 from embedcache.container import VECTORS, read_header
 from embedcache.datasets import open_dataset, read_image
 from embedcache.datasets.base import ImageFiles
-from embedcache.errors import AllItemsFailedError, DamagedFileError, ItemError, UsageError
+from embedcache.errors import AllItemsFailedError, DamagedFileError, ItemError, UsageError, unknown_name
 from embedcache.extraction import extract_rows
 from embedcache.failures import failures_of
 from embedcache.files import locked
@@ -144,8 +144,7 @@ class CachedEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 raise UsageError("A backbone that was made in Python has its settings already.")
             found = self.backbone
         else:
-            stated = settings if isinstance(settings, BackboneSettings) else BackboneSettings(**(settings or {}))
-            found = resolve(self.backbone, stated)
+            found = resolve(self.backbone, _stated(settings))
         if isinstance(found, WordIds):
             raise UsageError(f"{found.name} gives word ids, rows of any length: a CachedEncoder gives vectors.")
         return found
@@ -173,6 +172,17 @@ class _Known:
     vectors: npt.NDArray[np.float32]
     failures: Mapping[str, str]
     fingerprint: str
+
+
+def _stated(settings: BackboneSettings | Mapping[str, Any] | None) -> BackboneSettings:
+    """The settings. Raises UnknownNameError for a field that they do not have."""
+    if isinstance(settings, BackboneSettings):
+        return settings
+    known = [item.name for item in fields(BackboneSettings)]
+    for name in settings or {}:
+        if name not in known:
+            raise unknown_name("setting of a backbone:", str(name), known)
+    return BackboneSettings(**(settings or {}))
 
 
 def _items(X: Any, modality: Modality) -> _Items:

@@ -79,7 +79,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:
     """The error for a name that is in no table, with a suggestion where one is near."""
     names = nearest(name, known)
-    alike = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    alike = difflib.get_close_matches(name, names, n=1)
     suggestion = f" Did you mean {alike[0]!r}?" if alike else ""
     shown = names if len(names) <= 24 else [*names[:8], f"… ({len(names)} in all)"]
     listing = f" Known: {', '.join(shown)}." if names else ""

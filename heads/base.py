@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from embedcache.errors import unknown_name
+from embedcache.errors import UsageError, unknown_name
 
 VECTORS: Final = "vectors"
 TOKENS: Final = "tokens"
@@ -66,6 +66,25 @@ def check_parameters(head: Head, names: set[str]) -> None:
     """Raise UnknownNameError for a parameter that the head does not have."""
     for name in sorted(names - head.parameters()):
         raise unknown_name(f"parameter of the head {head.name!r}:", name, head.parameters())
+
+
+def check_values(head: Head, parameters: Mapping[str, Any]) -> None:
+    """Raise UsageError for values that the head refuses before anything is read.
+
+    Our own heads have a ``check``; scikit-learn looks at the values of its estimators when they are fitted.
+    """
+    if (check := getattr(head, "check", None)) is None:
+        return
+    try:
+        check(parameters)
+    except UsageError as error:
+        raise UsageError(f"The head {head.name!r} cannot be fitted: {error}") from error
+
+
+def check_enough(head: Head, parameters: Mapping[str, Any], rows: int) -> None:
+    """Raise UsageError where the head needs more training rows than there are: neighbours that it is to look at."""
+    if (check := getattr(head, "check_rows", None)) is not None:
+        check(parameters, rows)
 
 
 def weight_parameter(estimator: Any) -> str | None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from embedcache.errors import DataNotFoundError, UsageError
 from embedcache.view import Captions
+from heads.transforms import TRANSFORMS
 
 GRIDS = Path(__file__).parent / "grids"
 FeatureName = str | dict[str, Any]
@@ -190,7 +191,7 @@ class HeadConfig(_Strict):
     def _read_threshold(cls, value: Any) -> Any:
         return {"fixed": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
-    @field_validator("fixed", "grid", "cv", "select", mode="before")
+    @field_validator("fixed", "cv", "select", mode="before")
     @classmethod
     def _read_empty(cls, value: Any, info: Any) -> Any:
         return {} if value is None and info.field_name != "cv" else value
@@ -203,6 +204,18 @@ class HeadConfig(_Strict):
         if not (count or share or value is None):
             raise ValueError("expected a count of rows, or a share greater than 0 and less than 1")
         return value
+
+    @field_validator("transform", mode="before")
+    @classmethod
+    def _read_transform(cls, value: Any) -> Any:
+        return _steps(value)
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _read_grid(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [_read_axes(one) for one in value]
+        return {} if value is None else _read_axes(value)
 
     @field_validator("grid")
     @classmethod
@@ -302,11 +315,38 @@ def _fused_axis(item: Any) -> list[FeatureName]:
     return [name for part in _listed(item) for name in _fused(part)]
 
 
+def _read_axes(grid: Any) -> dict[str, Any]:
+    """One grid: lists of values, and ranges. Raises ValueError that names the parameter."""
+    if not isinstance(grid, Mapping):
+        raise ValueError("expected parameters, each with a list of values to try: {C: [0.1, 1]}")
+    return {name: _read_values(name, values) for name, values in grid.items()}
+
+
+def _read_values(name: Any, values: Any) -> Any:
+    if isinstance(values, list | tuple | Range):
+        return values
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name}: expected a list of values to try, or a range {{low: 1, high: 100}}")
+    try:
+        return Range.model_validate(dict(values))
+    except ValidationError as error:
+        raise ValueError(f"{name}: {reasons_of(error, lambda _: list(Range.model_fields))}") from error
+
+
 def _steps(item: Any) -> Any:
-    """One choice of the axis ``transform``: steps, or steps by feature set; a name alone is one step."""
-    if isinstance(item, Mapping) and all(isinstance(value, list) for value in item.values()):
-        return dict(item)
-    return [] if item is None or item == "none" else _listed(item)
+    """A transform: steps, or steps by feature set; a name alone, or one ``name: argument``, is one step."""
+    if isinstance(item, Mapping) and not (len(item) == 1 and set(item) <= set(TRANSFORMS)):
+        return {name: _own_steps(steps) for name, steps in item.items()}
+    return _own_steps(item)
+
+
+def _own_steps(item: Any) -> list[Any]:
+    """Steps of one matrix. Raises ValueError for what is no step."""
+    steps = [] if item is None or item == "none" else _listed(item)
+    for step in steps:
+        if not isinstance(step, str | Mapping):
+            raise ValueError(f"a step is a name or one 'name: argument': {', '.join(TRANSFORMS)}")
+    return steps
 
 
 def _listed(item: Any) -> list[Any]:
@@ -429,19 +469,49 @@ def parse(document: Mapping[str, Any], where: str = "the configuration") -> Head
 
 
 def reasons_of(error: ValidationError, known_keys: Callable[[Sequence[Any]], list[str]]) -> str:
-    """What is wrong with each key. known_keys: the keys that may stand at a path."""
-    return "; ".join(_reason(item, known_keys) for item in error.errors())
+    """What is wrong with each key, once. known_keys: the keys that may stand at a path."""
+    reasons: dict[str, list[Any]] = {}
+    for item in error.errors():
+        reasons.setdefault(_path(item["loc"]), []).append(item)
+    return "; ".join(_reason(path, items, known_keys) for path, items in reasons.items())
 
 
-def _reason(item: Any, known_keys: Callable[[Sequence[Any]], list[str]]) -> str:
-    path = ".".join(str(part) for part in item["loc"])
+def _path(parts: Sequence[Any]) -> str:
+    """Keys with dots between them, without pydantic's names of the types that a value could have had."""
+    return ".".join(str(part) for part in parts if not _TYPE.search(str(part)))
+
+
+def _reason(path: str, items: Sequence[Any], known_keys: Callable[[Sequence[Any]], list[str]]) -> str:
+    """items: the errors at one path: of each type that the value could have had."""
+    item = items[0]
     if item["type"] != "extra_forbidden":
-        message = str(item["msg"]).removeprefix("Value error, ")
+        messages = dict.fromkeys(_plain_words(str(one["msg"])) for one in items)
+        message = " or ".join(messages).replace(" or expected ", " or ")
         return f"{path}: {message}, got {item['input']!r}" if path else message
     known = known_keys(item["loc"][:-1])
     near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown key {path!r}.{hint} Known: {', '.join(sorted(known))}"
+
+
+_TYPE = re.compile(r"[\[(]|^(?:str|bool|int|float)$")
+_WORDS = {
+    "Value error, ": "",
+    "Input should be a valid ": "expected a ",
+    "Input should be ": "expected ",
+    "expected a integer": "expected a whole number",
+    "expected a dictionary": "expected keys with values",
+    "expected a string": "expected a text",
+    "expected a boolean": "expected true or false",
+    "Field required": "is missing",
+}
+
+
+def _plain_words(message: str) -> str:
+    """The message of an error without names of types."""
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return re.sub(r" or instance of \w+|, unable to (?:parse|interpret).*", "", message)
 
 
 def _known_keys(path: Sequence[Any]) -> list[str]:

@@ -49,7 +49,7 @@ def _chosen(folder: Path, before: Mapping[str, Any], head: FittedHead) -> dict[s
     wanted = [one.fingerprint for one in head.features]
     own = [names for names in axis if [str(name).rpartition("@")[2] for name in names] == wanted]
     transform = {"transform": before["transform"]} if before.get("transform") is not None else {}
-    plain = {"grid": {}, "search": "grid"}
+    plain: dict[str, Any] = {"grid": {}, "search": "grid", "score": None, "refit": None}
     return {**plain, **transform, **({"features": own[:1]} if own else {})}
 
 

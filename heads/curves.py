@@ -35,14 +35,19 @@ def read_sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def check(task: Task) -> None:
-    """Raise UsageError for a fusion of answers: a curve fits one head, by one set of parameters."""
+def check(task: Task, sizes: Sequence[int] = ()) -> None:
+    """Raise UsageError for a fusion of answers, as a curve fits one head, and for sizes too small for that head."""
+    from heads.fit import check_rows
+
     if task.fuses_answers:
         kind = task.config.fusion.kind
         raise UsageError(
             f"A learning curve is of one head, and 'fusion: {kind}' is made of several: ask for it with each feature "
             "set alone, or with 'fusion: concat' or 'product'."
         )
+    for size in sizes:
+        if size < len(task.splits.train) and not task.config.searches:
+            check_rows(smaller(task, size))
 
 
 def smaller(task: Task, rows: int) -> Task:

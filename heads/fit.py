@@ -18,7 +18,8 @@ from embedcache.errors import UsageError
 from embedcache.samples import TARGET_PREFIX, combined
 from embedcache.view import Features, shared_groups, target_name
 from heads import HEADS, head_named, memory, vqa
-from heads.base import TOKENS, Head, check_parameters, reads, weight_parameter
+from heads.base import TOKENS, Head, check_enough, reads, weight_parameter
+from heads.class_weights import ByClassName
 from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.estimating import mean_cost, seconds_of_scores
 from heads.fitting import Weights, continue_pipeline, fit_pipeline, weights_of
@@ -37,7 +38,7 @@ from heads.selection import Vocabulary, selected, with_top_classes
 from heads.sequences import vectors_of, with_transform_inside
 from heads.splits import Rows, Splits, folds, make_splits
 from heads.thresholds import DEFAULT, Per, tune
-from heads.transforms import build, for_sets, standardized_inside
+from heads.transforms import build, check_components, for_sets, standardized_inside
 
 if TYPE_CHECKING:
     from heads.curves import CurvePoint
@@ -198,7 +199,7 @@ def prepare(config: HeadConfig, cache: str | Path = "cache", *, within: Rows | N
         config = with_transform_inside(config)
     elif streams(head):
         config = standardized_inside(config)
-    check_parameters(head, set(config.fixed))
+    found = candidates(head, config.fixed, config.grid, config.search, config.n_iter, config.seed)
     opened = open_cache(cache)
     dataset = opened[config.dataset] if config.dataset else opened.only()
     sets = feature_sets(head, dataset, config)
@@ -224,32 +225,37 @@ def prepare(config: HeadConfig, cache: str | Path = "cache", *, within: Rows | N
     vocabulary, unseen = None, ()
     if config.select.top_classes is not None:
         targets, unseen, splits, vocabulary = _most_frequent(targets, splits, config.select.top_classes)
-    return Task(
+    task = Task(
         config=config,
         dataset=dataset,
-        head=_for_kind(head, config, targets, splits),
+        head=_for_kind(head, config, found, targets, splits),
         sets=sets,
         base=base,
         target=target,
         targets=targets,
         splits=splits,
-        found=candidates(head, config.fixed, config.grid, config.search, config.n_iter, config.seed),
+        found=found,
         jobs=config.jobs or _cores(),
         left_out=left_out,
         unseen=unseen,
         vocabulary=vocabulary,
     )
+    check_rows(task)
+    return task
 
 
-def _for_kind(head: Head, config: HeadConfig, targets: Targets, splits: Splits) -> Head:
-    """The head as the kind of task needs it; of a chain, in the order of the training rows' labels."""
+def _for_kind(head: Head, config: HeadConfig, found: Candidates, targets: Targets, splits: Splits) -> Head:
+    """The head as the kind of task needs it, class weights by name; of a chain, in the order of the training labels."""
+    named = ByClassName(head, targets.classes, several=targets.kind == "multi")
+    for point in found.points:
+        named.coded({**config.fixed, **of_head(point)})
     if not config.chain:
-        return KINDS[targets.kind].head(head)
+        return KINDS[targets.kind].head(named)
     if targets.kind == "single" or not hasattr(head, "chained"):
         raise UsageError("'chain' is for several labels per sample, and for the heads 'logistic' and 'tfidf'.")
     from heads.chain import by_frequency
 
-    return SeveralLabels(head, by_frequency(targets.codes[splits.train]))
+    return SeveralLabels(named, by_frequency(targets.codes[splits.train]))
 
 
 def _most_frequent(targets: Targets, splits: Splits, most: int) -> tuple[Targets, tuple[Any, ...], Splits, Vocabulary]:
@@ -358,7 +364,16 @@ class _Ready:
 
 
 def _ready(task: Task, features: Features) -> _Ready:
-    """Units of the common samples, in the order of the base; units of one sample share its split."""
+    """Units of the common samples with what the head is fitted on."""
+    found = _units(task, features)
+    stored = streams_on(task)
+    _check_memory(task, found.features, stored)
+    x = inputs_for(task.head, found.features, stored=stored)
+    return replace(found, x=x, weights=weights_of(found.features))
+
+
+def _units(task: Task, features: Features) -> _Ready:
+    """Units of the common samples, in the order of the base, unread; units of one sample share its split."""
     place = np.full(task.dataset.table.samples.num_rows, -1, np.int64)
     place[task.base.sample_rows] = np.arange(len(task.base))
     features = features.take(place[features.sample_rows] >= 0)
@@ -367,11 +382,51 @@ def _ready(task: Task, features: Features) -> _Ready:
     for name in ("train", "validation", "test"):
         of_split[getattr(task.splits, name)] = name
     rows = {name: np.flatnonzero(of_split[base_row] == name) for name in ("train", "validation", "test")}
-    stored = streams_on(task)
-    _check_memory(task, features, stored)
-    x = inputs_for(task.head, features, stored=stored)
-    weights = weights_of(features)
-    return _Ready(features, x, task.codes[base_row], shared_groups(features), base_row, rows, weights)
+    groups = shared_groups(features) if task.config.cv is not None else np.arange(len(features))
+    return _Ready(features, None, task.codes[base_row], groups, base_row, rows, None)
+
+
+def check_rows(task: Task) -> None:
+    """Raise UsageError where the training rows are too few for the folds, the transforms or the head; reads nothing."""
+    _refuse_one_class(task)
+    for sets in _runs(task):
+        if task.fuses_answers and len(sets[0].sets) > 1:
+            continue  # its members are checked, and it is not fitted
+        found = {id(features): _units(task, features) for features in sets}
+        fewest = {place: _fewest(task, units) for place, units in found.items()}
+        for index in task.found.unique:
+            point = task.found.points[index]
+            features, transform = _chosen(task, sets, point)
+            rows = fewest[id(features)]
+            steps = _own_steps(task, features, transform)
+            hint = "fusion.width" if any(name == "product" for name, _ in steps) else "pca"
+            check_components(steps, sum(features.dims), rows, hint)
+            check_enough(head_named(task.head.name), {**task.config.fixed, **of_head(point)}, rows)
+
+
+def _refuse_one_class(task: Task) -> None:
+    """A class alone is nothing to learn from; that training rows have no other is said with its name."""
+    there = np.unique(task.codes[task.splits.train])
+    if task.targets.kind == "single" and len(there) < 2:
+        raise UsageError(
+            f"All {len(task.splits.train):,} training rows are of the class {task.classes[there[0]]!r}: a head "
+            "needs at least two classes to learn from. Select more or other rows, or divide them by 'splits: carve'."
+        )
+
+
+def _fewest(task: Task, units: _Ready) -> int:
+    """Rows of the smallest training part: of all folds that are fitted, and of halving its first rung."""
+    fewest = len(_repeated(task, units, units.rows["train"]))
+    if task.config.searches:
+        _, parts, _ = _searched_rows(task, units)
+        rungs = _rungs(task)
+        share = rungs.amounts[0] if rungs.by == "rows" else 1.0
+        fewest = min(fewest, *(max(2, int(share * len(kept))) for kept, _ in parts))
+    elif _out_of_fold_fits(task) and task.config.cv is not None:
+        train = units.rows["train"]
+        folds_of, _ = _folds(task, units, task.config.cv)
+        fewest = min(fewest, *(len(_repeated(task, units, train[kept])) for kept, _ in folds_of))
+    return fewest
 
 
 def streams_on(task: Task) -> bool:
@@ -402,7 +457,7 @@ def _check_memory(task: Task, features: Features, stored: bool) -> None:
         transforms=transforms,
         searches=task.config.searches,
     )
-    streaming = [name for name, head in HEADS.items() if streams(head)]
+    streaming = [] if stored else [name for name, head in HEADS.items() if streams(head)]
     memory.check(task.head.name, label_of(features), found, streaming)
 
 
@@ -673,8 +728,21 @@ def _run(task: Task, ready: _Ready, head: FittedHead, said: Sequence[str], began
     if len(unlabelled):
         scored["unlabelled"] = _averaged(task, ready, unlabelled, head.predict_proba(ready.x[unlabelled]))
     counts = {name: len(getattr(task.splits, name)) for name in ("train", *SCORED_SPLITS)}
-    notes = (*task.splits.notes, *said)
+    notes = (*task.splits.notes, *_without_effect(task), *said)
     return FittedRun(ready.features, head, {}, scored, counts, None, None, notes, time.perf_counter() - began)
+
+
+def _without_effect(task: Task) -> list[str]:
+    """What the configuration states and nothing reads: of a search where there is none, and parameters of the head."""
+    config, notes = task.config, []
+    for_search = {"search": config.search != "grid", "score": bool(config.scores), "refit": config.refit is not None}
+    if not config.searches and any(for_search.values()):
+        stated = ", ".join(f"'{name}'" for name, so in for_search.items() if so)
+        notes.append(f"without effect, as there is no 'grid' to search: {stated}")
+    read = set().union(*(task.head.canonical({**config.fixed, **of_head(point)}) for point in task.found.points))
+    if unread := sorted(set(config.fixed) - read):
+        notes.append(f"parameters without effect on the result here: {', '.join(unread)}")
+    return notes
 
 
 def _held_together(members: Sequence[FittedRun], fused: Callable[[Any], Any]) -> Held | None:
@@ -721,11 +789,16 @@ def _of_union(task: Task, members: Sequence[FittedRun]) -> tuple[tuple[tuple[flo
 
 
 def _convergence(found: SearchResult | None) -> list[str]:
+    """What is to be said of a search: the best scores, what it did not repeat, did not converge or failed, and why."""
     if found is None:
         return []
+    means = (f"{name} {mean}" for name, mean in found.means(found.rows[found.best]).items())
+    best = f"mean score of the best candidate in the search: {', '.join(means)}"
     resumed = f"{found.resumed} of {found.fits} fits of the search were finished before and are not repeated"
     ended = f"{found.unconverged} fits of the search ended at max_iter before they converged"
-    return [*([resumed] if found.resumed else []), *([ended] if found.unconverged else [])]
+    failed = f"{len(found.failed)} of {len(found.rows)} candidates could not be fitted: {_first(found.failed, 3, '; ')}"
+    told = ((found.resumed, resumed), (found.unconverged, ended), (found.failed, failed))
+    return [best, *(note for so, note in told if so)]
 
 
 def _of_other_classes(task: Task) -> list[str]:
@@ -913,9 +986,9 @@ def _learned(task: Task) -> tuple[npt.NDArray[np.bool_], list[str]]:
     return np.asarray(~(never | always)), notes
 
 
-def _first(names: Sequence[str], most: int = 8) -> str:
+def _first(names: Sequence[str], most: int = 8, between: str = ", ") -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return between.join(names[:most]) + more
 
 
 def _out_of_fold(

@@ -55,7 +55,7 @@ def fit_pipeline(
                 )
             estimator.fit(own, codes[rows], **options)
         except UNFIT as error:
-            raise UsageError(f"scikit-learn cannot fit the head {name!r}: {error}") from error
+            raise UsageError(f"The head {name!r} cannot be fitted: {error}") from error
     return Pipeline([*(transforms.steps if transforms is not None else []), ("head", estimator)])
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from embedcache.errors import UsageError
 from embedcache.provenance import canonical_json, digest_json
-from heads.base import Head, check_parameters, weight_parameter
+from heads.base import Head, check_parameters, check_values, weight_parameter
 from heads.metrics import rank_of_truth
 from heads.multilabel import strata
 from heads.probabilities import probabilities
@@ -48,7 +48,8 @@ class SearchResult:
     """rows: one per point, the columns of scikit-learn's ``cv_results_``. best: index of the best point.
 
     fits: that the search is made of, ``resumed`` of them finished by an earlier, interrupted search. journal: where
-    finished fits are written until the run is recorded.
+    finished fits are written until the run is recorded. scores: their names, that which decides first. The row of a
+    candidate that could not be fitted or scored on every fold has the first ``error``.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -58,12 +59,35 @@ class SearchResult:
     fits: int = 0
     resumed: int = 0
     journal: Path | None = None
+    scores: tuple[str, ...] = ("score",)
+
+    def means(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """Of each score, that which decides first, its mean in a row, with the deviation where there are folds."""
+        found = {}
+        for name in self.scores:
+            column = "score" if len(self.scores) == 1 else name
+            several = f"split1_test_{column}" in row
+            found[name] = f"{row[f'mean_test_{column}']:.4f}" + (f" ± {row[f'std_test_{column}']:.4f}" * several)
+        return found
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Of each point without a mean score, its parameters and the reason."""
+        return tuple(
+            f"{', '.join(f'{name[6:]} {value}' for name, value in row.items() if name.startswith('param_'))}: "
+            f"{row['error'] or 'the score is not a number'}"
+            for row in self.rows
+            if np.isnan(row["mean_test_score"])
+        )
 
 
 def candidates(
     head: Head, fixed: Mapping[str, Any], grid: Any, how: str = "grid", n_iter: int = 10, seed: int = 0
 ) -> Candidates:
-    """Every point of the grid (``random``: ``n_iter`` drawn points), with repetitions found."""
+    """Every point of the grid (``random``: ``n_iter`` drawn points), with repetitions found.
+
+    Raises UnknownNameError for a parameter that the head lacks, UsageError for a value that it refuses unfitted.
+    """
     grids = (grid if isinstance(grid, list) else [grid]) or [{}]
     check_parameters(head, {*fixed, *(name for one in grids for name in of_head(one))})
     points = tuple(points_of(grids, how, n_iter, seed))
@@ -72,6 +96,7 @@ def candidates(
     same_as: list[int] = []
     for index, point in enumerate(points):
         own = of_head(point)
+        check_values(head, {**fixed, **own})
         axes = {name: value for name, value in point.items() if name not in own}
         key = canonical_json([_plain(head.canonical({**fixed, **own})), plain_keys(axes)])
         if key not in first:
@@ -183,7 +208,7 @@ def search_choices(
         raise UsageError(f"Not one candidate could be fitted and scored on every fold. The first reason: {reason}")
     best = min(range(len(rows)), key=lambda index: rows[index]["rank_test_score"])
     unconverged = sum(outcome.unconverged for outcome in all_done)
-    return SearchResult(tuple(rows), best, time.perf_counter() - began, unconverged, fits, resumed, record.path)
+    return SearchResult(tuple(rows), best, time.perf_counter() - began, unconverged, fits, resumed, record.path, scores)
 
 
 def _best(alive: Sequence[int], last: Mapping[int, tuple[int, list[Outcome]]], keep: int) -> list[int]:
@@ -436,6 +461,7 @@ def _rows(
             "mean_fit_time": float(np.mean([outcome.fit_seconds for outcome in own])),
             "mean_score_time": float(np.mean([outcome.score_seconds for outcome in own])),
             "same_fit_as": "" if found.unique[unique] == index else f"candidate {found.unique[unique]}",
+            "error": next((" ".join(outcome.error.split()) for outcome in own if outcome.error), ""),
         }
         rows.append(row)
     return rows

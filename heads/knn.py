@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from embedcache.errors import UsageError
 from heads.base import constructor_parameters
+from heads.parameters import is_whole
 
 BRUTE = {"algorithm": "brute"}
 """A tree is no type that is safe to load, and is slower than matrix products in hundreds of dimensions."""
@@ -21,6 +23,15 @@ class Knn:
     def parameters(self) -> set[str]:
         """scikit-learn's own names but those of trees."""
         return set(_defaults()) - _OF_TREES
+
+    def check_rows(self, parameters: Mapping[str, Any], rows: int) -> None:
+        """Raise UsageError for more neighbours than there are training rows. rows: of the smallest fold."""
+        wanted = self.canonical(parameters)["n_neighbors"]
+        if is_whole(wanted) and wanted > rows:
+            raise UsageError(
+                f"The head {self.name!r} cannot be fitted: n_neighbors is {wanted:,}, and there are {rows:,} training "
+                f"rows, folds counted. Set n_neighbors to at most {rows}."
+            )
 
     def build(self, parameters: Mapping[str, Any], seed: int) -> Any:
         """An unfitted ``KNeighborsClassifier``; nothing in it is random."""

@@ -68,15 +68,19 @@ def _of_group() -> int | None:
 
 
 def check(head: str, label: str, found: Estimate, streaming: list[str]) -> None:
-    """Raise UsageError where the features would not fit. streaming: names of the heads that read them as they lie."""
+    """Raise UsageError where the features would not fit.
+
+    streaming: names of the heads that read them as they lie; none where the head at hand does so already.
+    """
     there = available()
     if there is None or found.needed <= there:
         return
-    size, needed, names = _shown(found.matrix), _shown(found.needed), ", ".join(streaming)
+    size, needed = _shown(found.matrix), _shown(found.needed)
+    other = f", or a head that reads them as they are stored, with 'transform: []': {', '.join(streaming)}"
     raise UsageError(
         f"The head {head!r} on {label} needs about {needed} of memory ({size} of features, {found.copies} times), and "
-        f"{_shown(there)} are available. Take fewer rows ('--set select.limit=1000'), narrower features, or a head "
-        f"that reads them as they are stored, with 'transform: []': {names}."
+        f"{_shown(there)} are available. Take fewer rows ('--set select.limit=1000') or narrower features"
+        f"{other if streaming else ''}."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from heads import parameters as parameter_rules
 from heads.base import constructor_parameters
 
 _ONLY_WITH = {"sgd": {"momentum"}, "step": {"step_size", "gamma"}}
@@ -14,11 +15,13 @@ _ONLY_WITH = {"sgd": {"momentum"}, "step": {"step_size", "gamma"}}
 class Mlp:
     """``MLPHead``: widths, batch norm, dropout, schedules, early stopping.
 
-    streams: it reads the features in their stored type where they lie; it standardizes them itself.
+    streams: it reads the features in their stored type where they lie; it standardizes them itself. weighs_labels: of
+    several labels, ``class_weight`` may be a mapping from label to the weight of its positives.
     """
 
     name = "mlp"
     streams = True
+    weighs_labels = True
 
     def estimator(self) -> Any:
         """The class of the estimator."""
@@ -33,6 +36,11 @@ class Mlp:
     def parameters(self) -> set[str]:
         """The estimator's names but ``random_state``, which the configuration's ``seed`` sets."""
         return set(self.defaults()) - {"random_state"}
+
+    def check(self, parameters: Mapping[str, Any]) -> None:
+        """Raise UsageError for values that no fit can use, alone or together."""
+        parameter_rules.check(_tuples(parameters))
+        parameter_rules.check_training({**self.defaults(), **parameters})
 
     def build(self, parameters: Mapping[str, Any], seed: int) -> Any:
         """An unfitted estimator."""

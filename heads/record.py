@@ -123,7 +123,7 @@ def resolved(task: Task) -> HeadConfig:
     config, features = _with_fingerprints(task)
     threshold = task.threshold if task.targets.kind == "multi" else None
     found = {"dataset": task.dataset.name, "features": features, "select": select}
-    score = list(task.scores) if len(task.scores) > 1 else task.score
+    score = None if not task.config.searches else list(task.scores) if len(task.scores) > 1 else task.score
     return config.model_copy(update={**found, "score": score, "threshold": threshold})
 
 
@@ -296,7 +296,7 @@ def _search_document(run: FittedRun, task: Task) -> dict[str, Any] | None:
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
         names = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(file, names)
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -56,7 +56,10 @@ class Repeats:
     def said(self) -> str:
         """Which seeds, and which head is kept."""
         first, last = self.seeds[0], self.seeds[-1]
-        return f"fitted with {len(self.seeds)} seeds ({first} to {last}); the head that is kept is that of seed {first}"
+        said = f"fitted with {len(self.seeds)} seeds ({first} to {last}); the head that is kept is that of seed {first}"
+        spreads = [one for own in self.scores.values() for one in own.values()]
+        same = bool(spreads) and all(len(set(one.values)) == 1 for one in spreads)
+        return f"{said}; all gave the same scores: nothing random is left in this head" if same else said
 
 
 def seeds_of(first: int, count: int) -> tuple[int, ...]:

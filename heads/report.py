@@ -219,13 +219,14 @@ def _search_table(run: FittedRun) -> list[str]:
         (
             row["rank_test_score"],
             *(row.get(name, "") for name in names),
-            f"{row['mean_test_score']:.4f} ± {row['std_test_score']:.4f}",
+            *run.search.means(row).values(),
             f"{row['mean_fit_time']:.2f} s",
         )
         for row in order[:_SHOWN_POINTS]
     ]
     more = len(order) - len(rows)
-    head = ("rank", *(name.removeprefix("param_") for name in names), "mean score", "fit")
+    means = (f"mean {name}" for name in run.search.scores)
+    head = ("rank", *(name.removeprefix("param_") for name in names), *means, "fit")
     rest = f"<p class=sub>{more} more in cv_results.csv</p>" if more > 0 else ""
     return [f"<h3>Search ({_text(run.splitter)})</h3>", _table(head, rows, best=0), rest]
 

@@ -14,6 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state, validate_data
 
 from embedcache.errors import UsageError
+from heads.parameters import check
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         from heads.training import Progress, chosen_device
 
         x, targets = self._checked(X, y)
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, targets, dtype=np.float32)
+        weights = _weights(sample_weight, targets)
         device = chosen_device(self.device)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         inputs, rows = self._inputs(x, device), np.arange(len(x))
@@ -81,7 +82,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         x = self._features(X)
         targets = self._encoded(np.asarray(y))
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, targets, dtype=np.float32)
+        weights = _weights(sample_weight, targets)
         device = chosen_device(self.device)
         held = self._held(*validation, device) if validation is not None else None
         self.module_.to(device)
@@ -125,7 +126,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The fitted head as JSON and tensors, without pickle: for safetensors."""
         check_is_fitted(self)
         document = {
-            "parameters": {**self.get_params(), "random_state": None},
+            "parameters": {**self.get_params(), "random_state": None, "class_weight": _pairs(self.class_weight)},
             "classes": self.classes_.tolist(),
             "n_features_in": self.n_features_in_,
             "multilabel": self.multilabel_,
@@ -140,7 +141,9 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The head that ``state`` described, on the CPU. Raises ValueError where the two do not agree."""
         from heads.training import Progress
 
-        head = cls(**document["parameters"])
+        weights = document["parameters"]["class_weight"]
+        weights = dict(map(tuple, weights)) if isinstance(weights, list) else weights
+        head = cls(**{**document["parameters"], "class_weight": weights})
         head.classes_ = np.asarray(document["classes"])
         head.n_features_in_, head.multilabel_ = int(document["n_features_in"]), bool(document["multilabel"])
         head._seed, head._progress = int(document["seed"]), Progress(history=list(document["history"]))
@@ -187,12 +190,13 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _options(self, epochs: int | None = None) -> TrainingOptions:
         from heads.training import TrainingOptions
 
-        stated = {name: getattr(self, name) for name in OPTIONS}
+        values = {name: getattr(self, name) for name in OPTIONS}
+        stated = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
         return TrainingOptions(**stated if epochs is None else {**stated, "epochs": epochs})
 
     def _checked(self, X: Any, y: Any) -> tuple[Any, npt.NDArray[Any]]:
         """Features and encoded targets; sets what ``fit`` learns of them."""
-        self._options()
+        check(self.get_params())
         x, y = self._pair(X, y)
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y")
@@ -307,8 +311,6 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             for label, weight in self.class_weight.items():
                 found[int(label)] = weight
             return found
-        if self.class_weight != "balanced":
-            raise UsageError(f"class_weight is 'balanced', a mapping or None, got {self.class_weight!r}.")
         positives = indicators.sum(0)
         return np.asarray((len(indicators) - positives) / np.maximum(positives, 1), np.float32)
 
@@ -410,6 +412,18 @@ class MLPHead(TorchHead):
         if self.standardize:
             network.learn(x.__getitem__, rows)
         return network
+
+
+def _weights(weights: Any, targets: npt.NDArray[Any]) -> npt.NDArray[np.float32] | None:
+    """One weight for each row, (n,), none of them negative; None where none are given."""
+    if weights is None:
+        return None
+    return np.asarray(_check_sample_weight(weights, targets, dtype=np.float32, ensure_non_negative=True))
+
+
+def _pairs(weights: Any) -> Any:
+    """A mapping as pairs: JSON would make texts of codes."""
+    return [list(pair) for pair in weights.items()] if isinstance(weights, Mapping) else weights
 
 
 def _array(values: Any) -> Any:

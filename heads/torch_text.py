@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +28,6 @@ from heads.torch_mlp import TorchHead
 from heads.training import ACTIVATIONS, Standardized, dense
 
 Tensor = torch.Tensor
-
-FUSIONS: Final = ("concat", "product", "none")
-ATTENTIONS: Final = ("none", "words", "image")
-INITIAL_STATES: Final = ("zeros", "image")
 
 
 # ------------------------------------------------------------------------------------------------------- modules
@@ -301,14 +297,8 @@ class TextHead(TorchHead):
 
     def _check_options(self) -> None:
         """Raise UsageError for what cannot be."""
-        if self.fusion not in FUSIONS:
-            raise unknown_name("fusion", self.fusion, FUSIONS)
         if self.freeze_embedding and self.vectors is None:
             raise UsageError("freeze_embedding keeps the vectors of words as they are: say which ones (vectors).")
-        sizes = {"embedding_size": self.embedding_size, "max_length": self.max_length, "fusion_size": self.fusion_size}
-        _check_positive({name: size for name, size in sizes.items() if size is not None})
-        if not 0 <= self.embedding_dropout < 1:
-            raise UsageError(f"embedding_dropout must be in [0, 1), got {self.embedding_dropout}.")
 
     def _features(self, X: Any) -> Sequences:
         """The rows. Raises UsageError for other words, or other vectors, than those of ``fit``."""
@@ -488,11 +478,6 @@ class LSTMHead(TextHead):
 
     def _check_options(self) -> None:
         super()._check_options()
-        _check_positive({"hidden_size": self.hidden_size, "layers": self.layers})
-        if self.initial_state not in INITIAL_STATES:
-            raise unknown_name("initial_state", self.initial_state, INITIAL_STATES)
-        if self.attention not in ATTENTIONS:
-            raise unknown_name("attention", self.attention, ATTENTIONS)
         reads = "image" in (self.initial_state, self.attention)
         if reads and not self.n_features_in_:
             raise UsageError("initial_state or attention 'image' reads a vector beside the words, and there is none.")
@@ -581,9 +566,6 @@ class CNNHead(TextHead):
 
     def _check_options(self) -> None:
         super()._check_options()
-        _check_positive({"filters": self.filters, **{f"filter width {w}": w for w in _widths(self.filter_widths)}})
-        if not len(_widths(self.filter_widths)):
-            raise UsageError("filter_widths is empty: say how many words a filter sees.")
         if self.n_features_in_ and self.fusion == "none":
             raise UsageError("With fusion 'none' nothing reads the vectors beside the words: leave them out.")
 
@@ -599,12 +581,6 @@ def _sequences(X: Any) -> Sequences:
 def _check_finite(x: Sequences) -> None:
     if x.dim and not all(np.isfinite(x.numbers(slice(at, at + 4096))).all() for at in range(0, len(x), 4096)):
         raise ValueError("Vectors beside the words hold NaN or infinity.")
-
-
-def _check_positive(sizes: Mapping[str, Any]) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, int | np.integer) or size < 1:
-            raise UsageError(f"{name} must be a positive whole number, got {size!r}.")
 
 
 @lru_cache(maxsize=4)

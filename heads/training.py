@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,11 @@ from torch import nn
 from torch.nn import functional
 
 from embedcache.errors import UsageError, unknown_name
+from heads.parameters import check
 
 Rows: TypeAlias = npt.NDArray[np.int64]
 Tensor: TypeAlias = torch.Tensor
 
-OPTIMIZERS: Final = ("adam", "adamw", "sgd")
-SCHEDULES: Final = ("constant", "cosine", "step", "one-cycle", "adaptive")
 EVALUATED_BYTES = 16 << 20
 SCORED_TRAINING_ROWS = 2000
 """Training loss and score are of that many fixed rows: all of them would cost a third of an epoch."""
@@ -45,7 +44,7 @@ class TrainingOptions:
     epochs; ``one-cycle`` (Smith & Topin, 2018); ``adaptive``: a fifth, as scikit-learn's, when the loss has not fallen
     for ``patience`` // 2 epochs. warmup_epochs: of a linear rise before ``constant``, ``cosine`` and ``step``.
     patience: epochs without a better validation loss after which early stopping ends; the best weights are restored.
-    label_smoothing: as in torch's ``cross_entropy``.
+    label_smoothing: as in torch's ``cross_entropy``. Raises UsageError for values outside ``parameters.RULES``.
     """
 
     optimizer: str = "adam"
@@ -63,17 +62,7 @@ class TrainingOptions:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
-        if self.schedule not in SCHEDULES:
-            raise unknown_name("schedule", self.schedule, SCHEDULES)
-        for name in ("learning_rate", "batch_size", "step_size", "patience"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} must be positive, got {getattr(self, name)}.")
-        if self.epochs < 0 or self.warmup_epochs < 0 or self.weight_decay < 0:
-            raise UsageError("epochs, warmup_epochs and weight_decay cannot be negative.")
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
+        check(vars(self))
 
 
 class Inputs(Protocol):
@@ -390,7 +379,6 @@ def by_blocks(rows: Rows, row_bytes: int) -> Iterator[Rows]:
     return (rows[start : start + width] for start in range(0, len(rows), width))
 
 
-Activation = Literal["relu", "tanh", "gelu", "identity"]
 ACTIVATIONS: Final[Mapping[str, type[nn.Module]]] = {
     "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "identity": nn.Identity
 }  # fmt: skip

@@ -79,6 +79,38 @@ def _step(step: Step, index: int, seed: int) -> tuple[str, Any]:
     return label, PCA(n_components=argument, random_state=seed)
 
 
+def check_components(steps: Sequence[tuple[str, Any]], width: int, rows: int, setting: str = "pca") -> None:
+    """Raise UsageError for more principal components than can be made.
+
+    steps: unfitted. width: numbers before them. rows: of the smallest training part. setting: what to set lower.
+    """
+    for _, step in steps:
+        width = _width_after(step, width, rows, setting)
+
+
+def _width_after(step: Any, width: int, rows: int, setting: str) -> int:
+    """Numbers that come out of a step."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import Pipeline
+
+    if isinstance(step, Pipeline):
+        for _, inner in step.steps:
+            width = _width_after(inner, width, rows, setting)
+        return width
+    if isinstance(step, ColumnTransformer):
+        return sum(_width_after(inner, len(columns), rows, setting) for _, inner, columns in step.transformers)
+    if not isinstance(step, PCA):
+        return width // getattr(step, "sets", 1)
+    most, wanted = min(width, rows), step.n_components
+    if isinstance(wanted, int) and wanted > most:
+        raise UsageError(
+            f"{wanted:,} principal components cannot be made of {width:,} numbers on {rows:,} training rows, folds "
+            f"counted: set {setting} to at most {most}."
+        )
+    return wanted if isinstance(wanted, int) else most
+
+
 def _single(step: Mapping[str, Any]) -> tuple[str, Any]:
     if len(step) != 1:
         raise UsageError(f"A transform is a name or one 'name: argument', got {dict(step)}.")

@@ -148,6 +148,12 @@ def test_what_is_no_list_of_items_is_refused(tmp_path: Path) -> None:
     assert encoder.fit(["a"]).transform([]).shape == (0, 8)
 
 
+def test_a_setting_that_there_is_none_of_is_named(tmp_path: Path) -> None:
+    encoder = ec.CachedEncoder("roberta", cache=tmp_path, settings={"lowercas": True})
+    with pytest.raises(UsageError, match="setting of a backbone: 'lowercas'. Did you mean 'lowercase'"):
+        encoder.fit(["a text"])
+
+
 def test_a_fitted_encoder_refuses_other_weights_with_both_fingerprints(tmp_path: Path) -> None:
     _, encoder = text_encoder(tmp_path)
     encoder.fit(TEXTS)

@@ -77,12 +77,21 @@ def test_every_wrong_key_is_named_at_once() -> None:
         ({"select": {"captions": "all"}}, "select.captions: .*'mean', 'first' or 'each'"),
         ({"select": {"limit": 0}}, "select.limit: "),
         ({"jobs": 0}, "jobs: "),
-        ({"grid": {"C": 1.0}}, "grid.*C"),
+        ({"grid": {"C": 1.0}}, r": grid: C: expected a list .* or a range \{low: 1, high: 100\}, got \{'C': 1.0\}\.$"),
+        ({"grid": [{"C": [1]}, {"tol": None}]}, r": grid: tol: expected a list of values to try"),
+        ({"grid": "C"}, ": grid: expected parameters, each with a list of values to try"),
+        ({"grid": {"C": {"low": 3, "high": 1}}}, "grid: C: a range is from a number to a greater one, not from 3 to 1"),
+        ({"grid": {"C": {"low": 1, "hig": 3}}}, "grid: C: high: is missing.*unknown key 'hig'. Did you mean 'high'"),
+        ({"grid": {"C": {"low": "a", "high": 3}}}, "grid: C: low: expected a whole number or a number, got 'a'"),
+        ({"transform": 3}, ": transform: a step is a name or one 'name: argument': standardize, l2, pca, got 3"),
+        ({"transform": {"a": [3]}}, ": transform: a step is a name"),
+        ({"score": 3}, ": score: expected a text or a list, got 3"),
+        ({"fusion": {"l2": 3}}, ": fusion.l2: expected true or false or a list, got 3"),
+        ({"fixed": 3}, ": fixed: expected keys with values, got 3"),
         ({"grid": {"C": []}}, "C has no values to try"),
         ({"grid": [{"C": [1]}, {"tol": []}]}, "tol has no values to try"),
         ({"fixed": {"C": 1}, "grid": {"C": [1]}}, "C stands under both 'fixed' and 'grid'"),
         ({"fixed": {"C": 1}, "grid": [{"tol": [1]}, {"C": [1]}]}, "C stands under both"),
-        ({"transform": "standardize"}, "transform"),
         ({"features": []}, "features: expected names"),
         ({"features": 3}, "features: expected names"),
         ({"features": [["a"], []]}, "features: an inner list has no names"),
@@ -93,6 +102,22 @@ def test_every_wrong_key_is_named_at_once() -> None:
 def test_wrong_values_are_refused_by_path(document: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         parse(document)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("l2", ["l2"]),
+        ({"pca": 128}, [{"pca": 128}]),
+        (["l2", {"pca": 3}], ["l2", {"pca": 3}]),
+        (None, []),
+        ("none", []),
+        ({"vit": "l2", "bert": None, "clip": {"pca": 3}}, {"vit": ["l2"], "bert": [], "clip": [{"pca": 3}]}),
+    ],
+)
+def test_one_step_of_a_transform_needs_no_list(given: Any, expected: Any) -> None:
+    assert parse({"transform": given}).transform == expected
+    assert parse({"grid": {"transform": [given]}}).axis("transform") == [expected]
 
 
 def test_empty_sections_mean_nothing_stated() -> None:

@@ -371,7 +371,7 @@ def test_a_class_that_occurs_only_in_test_counts_as_wrong(tmp_path: Path) -> Non
 def test_rows_of_one_class_in_training_are_refused_by_the_head(tmp_path: Path) -> None:
     split = ["train" if row % 3 == 0 else "test" for row in range(60)]
     separable(tmp_path, split=split)
-    with pytest.raises(UsageError, match="cannot fit the head 'logistic'.*at least 2 classes"):
+    with pytest.raises(UsageError, match="All 20 training rows are of the class 'finch'"):
         fitted(tmp_path, cv={"folds": 2})
 
 
@@ -381,7 +381,7 @@ def test_rows_of_one_class_in_training_are_refused_by_the_head(tmp_path: Path) -
         ({"head": "logistik"}, "Unknown head 'logistik'. Did you mean 'logistic'"),
         ({"fixed": {"c": 1}}, "parameter of the head 'logistic': 'c'"),
         ({"score": "acuracy"}, "Unknown score 'acuracy'. Did you mean 'accuracy'"),
-        ({"fixed": {"C": -1.0}}, "cannot fit the head 'logistic'.*'C'"),
+        ({"fixed": {"C": -1.0}}, "The head 'logistic' cannot be fitted: .*'C'"),
         ({"grid": {"C": [1.0]}, "cv": {"folds": 50}}, "50 folds need"),
     ],
 )

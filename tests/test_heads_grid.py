@@ -205,6 +205,17 @@ def test_what_cannot_be_fitted_scores_nan_and_ranks_last(head: Any, grid: Any) -
     assert np.isnan(own.rows[0]["mean_test_score"])
     assert [row["rank_test_score"] for row in own.rows] == [2, 1]
     assert own.best == 1
+    (reason,) = own.failed
+    assert reason.endswith(f": {own.rows[0]['error']}")
+    assert [bool(row["error"]) for row in own.rows] == [True, False]
+
+
+def test_a_run_says_which_candidates_failed_and_why(tmp_path: Path) -> None:
+    separable(tmp_path)
+    (run,) = fit(prepared(tmp_path, grid={"C": [0.1, -2, -3], "tol": [0.01]}, cv={"folds": 2}))
+    (note,) = [note for note in run.notes if "could not be fitted" in note]
+    assert note.startswith("2 of 3 candidates could not be fitted: C -2, tol 0.01: The 'C' parameter")
+    assert "; C -3, tol 0.01: The 'C' parameter" in note
 
 
 def test_where_nothing_can_be_fitted_the_first_reason_is_said() -> None:

@@ -226,7 +226,7 @@ def test_the_run_folder_holds_truth_predictions_thresholds_and_tables(tmp_path: 
 
 def test_the_recorded_configuration_says_what_was_looked_up(tmp_path: Path) -> None:
     tagged(tmp_path)
-    found = record.resolved(prepared(tmp_path))
+    found = record.resolved(prepared(tmp_path, grid={"C": [1.0]}))
     assert (found.select.target, found.score) == ("labels", "f1_micro")
     assert found.threshold is not None
     assert found.threshold.model_dump() == {"tune": "f1", "per": "label", "fixed": None}

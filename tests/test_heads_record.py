@@ -143,7 +143,7 @@ def test_cv_results_has_a_row_per_point_and_scikit_learns_columns(tmp_path: Path
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
         "param_alpha", "param_learning_rate", "split0_test_score", "split1_test_score", "mean_test_score",
-        "std_test_score", "rank_test_score", "mean_fit_time", "mean_score_time", "same_fit_as",
+        "std_test_score", "rank_test_score", "mean_fit_time", "mean_score_time", "same_fit_as", "error",
     ]  # fmt: skip
     search = runs[0].search
     assert search is not None

@@ -105,7 +105,7 @@ def test_the_page_of_a_search_shows_candidates_best_first(tmp_path: Path) -> Non
     page, (run,), _ = page_of(tmp_path, grid=grid, cv={"folds": 2})
     assert page.headings[-1] == "Search (StratifiedKFold)"
     start = next(index for index, row in enumerate(page.rows) if row[0] == "rank")
-    assert page.rows[start] == ["rank", "C", "class_weight", "mean score", "fit"]
+    assert page.rows[start] == ["rank", "C", "class_weight", "mean accuracy", "fit"]
     shown = page.rows[start + 1 : start + 4]
     assert [int(row[0]) for row in shown] == sorted(row["rank_test_score"] for row in run.search.rows)
     assert sorted((row[1], row[2]) for row in shown) == [("0.0001", ""), ("0.5", "balanced"), ("1.0", "")]

@@ -192,7 +192,7 @@ def test_several_labels_weights_and_early_stopping(kind: str) -> None:
     [
         ("lstm", {"attention": "word"}, "words"), ("lstm", {"initial_state": "image"}, "none"),
         ("lstm", {"hidden_size": 0}, "hidden_size"), ("lstm", {"fusion": "sum"}, "fusion"),
-        ("cnn", {"filter_widths": ()}, "empty"), ("cnn", {"filter_widths": (0,)}, "width"),
+        ("cnn", {"filter_widths": ()}, "at least one"), ("cnn", {"filter_widths": (0,)}, "width"),
         ("cnn", {"freeze_embedding": True}, "vectors"), ("cnn", {"vectors": "no.txt"}, "words behind"),
         ("cnn", {"embedding_dropout": 1.0}, "embedding_dropout"), ("lstm", {"max_length": 0}, "max_length"),
     ],
