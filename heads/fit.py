@@ -20,7 +20,7 @@ from embedcache.view import Features, shared_groups, target_name
 from heads import HEADS, head_named, memory, vqa
 from heads.base import TOKENS, Head, check_parameters, reads, weight_parameter
 from heads.config import Folds, HeadConfig, Selection, Threshold
-from heads.fitting import Weights, continue_pipeline, fit_pipeline, weights_of
+from heads.fitting import Weights, continue_pipeline, fit_pipeline, trained, weights_of
 from heads.fusion import OF_ANSWERS, Late, Union, stacked_weights, union_thresholds, weighted
 from heads.grid import Candidates, Choice, Data, SearchResult, candidates, estimate_seconds, search_choices
 from heads.inputs import feature_sets, inputs_for, label_of, transforms_apply, with_each_alone
@@ -584,7 +584,7 @@ def _scored_run(
     began = time.perf_counter()
     held = _held_out(task, ready, estimator, steps, parameters) if task.holds_out else None
     thresholds, said = _thresholds(task, held)
-    said = [*said, *_of_weights(ready, estimator), *_of_oversampling(task, ready)]
+    said = [*said, *_of_epochs(estimator, parameters), *_of_weights(ready, estimator), *_of_oversampling(task, ready)]
     fusion = task.config.fusion.kind if len(ready.features.sets) > 1 else "concat"
     run = _run(task, ready, _head(task, ready, estimator, thresholds), said, began)
     return replace(run, parameters=parameters, held=held, fusion=fusion)
@@ -685,6 +685,13 @@ def _convergence(found: SearchResult | None) -> list[str]:
     resumed = f"{found.resumed} of {found.fits} fits of the search were finished before and are not repeated"
     ended = f"{found.unconverged} fits of the search ended at max_iter before they converged"
     return [*([resumed] if found.resumed else []), *([ended] if found.unconverged else [])]
+
+
+def _of_epochs(estimator: Any, parameters: Mapping[str, Any]) -> list[str]:
+    """Where early stopping, or convergence, ended the training, and which weights are kept."""
+    found = trained(estimator[-1], parameters)
+    ended = found is not None and (found.epochs < found.asked or found.kept != found.epochs)
+    return [found.said] if found is not None and ended else []
 
 
 def _of_weights(ready: _Ready, estimator: Any) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,33 @@ def history_of(estimator: Any) -> list[dict[str, float]]:
     from sklearn.pipeline import Pipeline
 
     return history(estimator[-1]) if isinstance(estimator, Pipeline) else []
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Epochs of a head that is trained by epochs. asked: at most; kept: whose weights it has, None if not known."""
+
+    epochs: int
+    asked: int
+    kept: int | None
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        kept = "" if self.kept is None else f", weights of epoch {self.kept}"
+        trained = f"stopped after {self.epochs} of" if self.epochs < self.asked else "trained for all of"
+        return f"{trained} {self.asked} epochs{kept}"
+
+
+def trained(estimator: Any, parameters: Mapping[str, Any]) -> Trained | None:
+    """What a fitted head says of its epochs; None for one that is not trained by them. parameters: those stated."""
+    if hasattr(estimator, "history_"):
+        return Trained(estimator.n_iter_, int(parameters.get("epochs", estimator.epochs)), estimator.kept_epoch_)
+    if not hasattr(estimator, "loss_curve_"):
+        return None
+    scores = getattr(estimator, "validation_scores_", None)
+    kept = 1 + int(np.argmax(scores)) if scores else estimator.n_iter_
+    return Trained(estimator.n_iter_, estimator.max_iter, kept)
 
 
 def history(estimator: Any) -> list[dict[str, float]]:

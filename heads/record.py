@@ -23,7 +23,7 @@ from heads import curves, training_state
 from heads.base import TEXTS
 from heads.config import AXES, Fusion, HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
-from heads.fitting import history_of
+from heads.fitting import history_of, trained
 from heads.inputs import seen
 from heads.kinds import KINDS, KindName
 from heads.metrics import NOWHERE, Interval, interval, rank_of_truth, worst_pairs
@@ -209,6 +209,7 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
         "captions": run.head.captions,
         "head": run.head.head,
         "parameters": plain(run.parameters),
+        **({"training": asdict(epochs)} if (epochs := trained(run.head.last, run.parameters)) is not None else {}),
         "transform": plain(run.transform),
         "classes": len(run.head.classes),
         **({"vocabulary": asdict(task.vocabulary)} if task.vocabulary is not None else {}),

@@ -72,7 +72,10 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def continue_fit(
         self, X: Any, y: Any, epochs: int, sample_weight: Any = None, *, validation: tuple[Any, Any] | None = None
     ) -> Self:
-        """Train ``epochs`` epochs more on the same kind of rows: weights, optimiser and history go on."""
+        """Train ``epochs`` epochs more on the same kind of rows: weights, optimiser and history go on.
+
+        Early stopping waits anew: what ended the training before does not end it again.
+        """
         from heads.training import chosen_device
 
         check_is_fitted(self)
@@ -82,6 +85,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         device = chosen_device(self.device)
         held = self._held(*validation, device) if validation is not None else None
         self.module_.to(device)
+        self._progress.waited = 0
         with _seeded(self._seed + len(self.history_), device):
             self._train(self._inputs(x, device), targets, np.arange(len(x)), weights, held, epochs)
         return self
@@ -115,6 +119,11 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def n_iter_(self) -> int:
         """Epochs that were trained."""
         return self._progress.epochs
+
+    @property
+    def kept_epoch_(self) -> int | None:
+        """The epoch whose weights it has: the last one, or with early stopping the best; None where it is not known."""
+        return self._progress.best_epoch or None if self.early_stopping else self.n_iter_
 
     # ------------------------------------------------------------------------------------------ keeping it
 

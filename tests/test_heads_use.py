@@ -262,6 +262,34 @@ def test_training_goes_on_from_disk_as_it_would_in_memory(tmp_path: Path, fixed:
     assert more.scored["test"].scores == in_memory.scored["test"].scores
 
 
+def test_a_run_that_stopped_early_says_so_and_waits_anew_when_it_goes_on(tmp_path: Path) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "runs"
+    separable(cache, noise=3.0)
+    fixed = {**MLP["fixed"], "epochs": 60, "early_stopping": True, "patience": 4}
+    first = recorded(cache, out, **{**MLP, "fixed": fixed})
+    before = read_metrics(first)
+    epochs, kept = before["training"]["epochs"], before["training"]["kept"]
+    assert kept == epochs - 4 < 56
+    said = f"stopped after {epochs} of 60 epochs, weights of epoch {kept}"
+    assert said in before["notes"]
+    done = call("fit-head", "--continue", "latest", "--epochs", "9", "--cache", cache, "--out", out)
+    after = read_metrics(out / "latest")
+    assert after["training"]["asked"] == epochs + 9
+    assert after["training"]["epochs"] >= epochs + 4
+    assert any(note.startswith(f"goes on from {first.name} after {epochs} epochs") for note in after["notes"])
+    ended = next(note for note in after["notes"] if f"{after['training']['epochs']} of {epochs + 9} epochs" in note)
+    assert ended.endswith(f"weights of epoch {after['training']['kept']}")
+    assert ended in done.stdout.replace("\n      ", " ")
+
+
+def test_a_run_of_several_seeds_says_which_one_goes_on(tmp_path: Path) -> None:
+    separable(tmp_path / "cache")
+    folder = recorded(tmp_path / "cache", tmp_path / "runs", **MLP, seeds=2, seed=3)
+    _, more = continuing.go_on(folder, 1, tmp_path / "cache")
+    note = f"goes on from {folder.name} after 6 epochs, with the head of seed 3 alone, one of 2"
+    assert note in more.notes
+
+
 def test_a_run_that_goes_on_is_a_run_of_its_own(tmp_path: Path) -> None:
     cache, out = tmp_path / "cache", tmp_path / "runs"
     separable(cache, noise=2.0)
