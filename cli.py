@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,8 +49,8 @@ class _Commands(TyperGroup):
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _say("Interrupted. What was committed is kept: the same command goes on from there.")
+        except KeyboardInterrupt as interrupt:
+            _say(" ".join(["Interrupted.", *map(str, interrupt.args)]))
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             if _is_typers(error) or ctx.params.get("debug"):
@@ -106,6 +107,25 @@ def _terminate(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@contextmanager
+def _interrupted(said: str) -> Iterator[None]:
+    """What an interrupt of the block leaves behind, for the one line that is said of it."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(*(interrupt.args or (said,))) from None
+
+
+COMMITTED = "What was committed is kept: the same command goes on from there."
+
+
+def _left_of(searches: bool) -> str:
+    """What an interrupt leaves of heads that are being fitted."""
+    if searches:
+        return "Finished fits of the search are kept: the same command goes on from there."
+    return "Nothing of this fit is kept: the same command begins again."
+
+
 def _say(message: str) -> None:
     """A message for people, on stderr."""
     typer.echo(message, err=True)
@@ -154,6 +174,7 @@ def _numbers(text: str | None, kind: type[int] | type[float], option: str) -> tu
 
 
 @app.command()
+@_interrupted(COMMITTED)
 def extract(
     backbone: Annotated[list[str], typer.Option("--backbone", help="Alias or family:checkpoint; may be repeated.")],
     dataset: Annotated[
@@ -420,7 +441,7 @@ class _Wants:
 
 def _fit_one(parsed: HeadConfig, wants: _Wants) -> None:
     """Fit one kind of head on each choice of features; record and print it."""
-    from heads import curves, fit, searching
+    from heads import curves, fit
 
     if wants.extract:
         _extract_lacking([parsed], wants.cache, wants.data, None)
@@ -429,14 +450,23 @@ def _fit_one(parsed: HeadConfig, wants: _Wants) -> None:
         curves.check(task)
     if wants.limit is not None:
         _hold_to(wants.limit, [task], wants.checkpoints)
+    with _interrupted(_left_of(parsed.searches)):
+        _fit_task(task, wants)
+
+
+def _fit_task(task: Task, wants: _Wants) -> None:
+    """Say what is about to be done; fit, record and print."""
+    from heads import curves, fit, searching
+
     previews = fit.preview(task)
     if not wants.as_json or wants.dry_run:
         _print_previews(previews, wants.as_json)
     if wants.dry_run:
         return
-    runs = fit.fit(task, progress=not wants.as_json, searches=wants.out / searching.FOLDER)
+    progress = not wants.as_json
+    runs = fit.fit(task, progress=progress, searches=wants.out / searching.FOLDER)
     if wants.sizes:
-        runs = [curves.learning_curve(task, run, wants.sizes) for run in runs]
+        runs = [curves.learning_curve(task, run, wants.sizes, progress=progress) for run in runs]
     folder = _recorded(task, runs, wants.out, wants.as_json)
     if wants.limit is not None:
         _measured(folder, wants.limit, wants.checkpoints)
@@ -482,15 +512,18 @@ def _fit_table(table: HeadTable, name: str, wants: _Wants) -> None:
         previews = {table_run.label(table, config): fit.preview(task) for config, task in prepared.items()}
         _print_row_previews(previews, wants.as_json)
         return
-    folder, fitted = table_run.fit_table(
-        prepared,
-        wants.out,
-        name=name,
-        progress=not wants.as_json,
-        searches=wants.out / searching.FOLDER,
-        checkpoints=wants.checkpoints,
-        said=(lambda _: None) if wants.as_json else _say,
-    )
+    with _interrupted(
+        f"Heads that were done stay recorded below {wants.out}; the same command fits all of them again."
+    ):
+        folder, fitted = table_run.fit_table(
+            prepared,
+            wants.out,
+            name=name,
+            progress=not wants.as_json,
+            searches=wants.out / searching.FOLDER,
+            checkpoints=wants.checkpoints,
+            said=(lambda _: None) if wants.as_json else _say,
+        )
     page = table_text.write(folder, fitted)
     if wants.as_json:
         _print_json({"run": folder, **asdict(fitted)})
@@ -540,6 +573,7 @@ def _print_table(found: FittedTable) -> None:
         _echo(note, "note: ")
 
 
+@_interrupted(COMMITTED)
 def _extract_lacking(
     configs: Sequence[HeadConfig], cache: Path, data: list[Path] | None, source: Source | None
 ) -> None:
@@ -592,7 +626,8 @@ def _go_on(run: Path | None, epochs: int | None, cache: Path, out: Path, as_json
         raise UsageError("--continue RUN and --epochs N belong together: whose training goes on, and for how long?")
     if not alone:
         raise UsageError("--continue takes everything from the run but --epochs, --cache and --out.")
-    task, fitted = continuing.go_on(resolve_run(run, out), epochs, cache)
+    with _interrupted(_left_of(searches=False)):
+        task, fitted = continuing.go_on(resolve_run(run, out), epochs, cache, progress=not as_json)
     _recorded(task, [fitted], out, as_json)
 
 

@@ -15,7 +15,7 @@ from heads.record import CONFIG, HEAD, read_metrics
 from heads.saved import FittedHead
 
 
-def go_on(folder: Path, epochs: int, cache: str | Path = "cache") -> tuple[Task, FittedRun]:
+def go_on(folder: Path, epochs: int, cache: str | Path = "cache", *, progress: bool = False) -> tuple[Task, FittedRun]:
     """The task of a run with its head trained ``epochs`` epochs more. folder: the run's; nothing in it changes.
 
     Raises UsageError for a head that is not trained by epochs, and where the data set's samples are no longer those
@@ -38,7 +38,7 @@ def go_on(folder: Path, epochs: int, cache: str | Path = "cache") -> tuple[Task,
     _refuse_other_samples(task, before["samples"], folder)
     resumed = training_state.restore(estimator, folder)
     note = f"goes on from {_name(folder)} after {estimator.n_iter_} epochs{_of_seeds(before)}"
-    run = continued(task, head, epochs)
+    run = continued(task, head, epochs, progress=progress)
     notes = (*run.notes, note if resumed else f"{note}, with a fresh optimiser: its state was not kept")
     return task, replace(run, notes=notes)
 

@@ -466,22 +466,33 @@ def _rungs(task: Task) -> Rungs:
     return rungs_of(task.head, parameters, task.config.search, task.config.factor, rows, len(task.classes))
 
 
-def fit(task: Task, *, progress: bool = False, searches: Path | None = None) -> list[FittedRun]:
+def fit(
+    task: Task, *, progress: bool = False, searches: Path | None = None, name: str | None = None
+) -> list[FittedRun]:
     """Fit and score one head per choice of features, on the same samples and splits.
 
-    searches: folder where finished fits of a search are kept until the run is recorded, for one that is interrupted.
+    progress: show bars on stderr, that of epochs with ``name`` before it, by default the head's. searches: folder where
+    finished fits of a search are kept until the run is recorded, for one that is interrupted.
     """
+    label = name or task.head.name if progress else None
     if not task.fuses_answers:
-        return [_fit_one(task, sets, progress, searches) for sets in _runs(task)]
+        return [_fit_one(task, sets, _shown(task, label, sets), searches) for sets in _runs(task)]
     runs: list[FittedRun] = []
     alone: dict[str, FittedRun] = {}
     for features in task.sets:  # each set alone comes first
         if len(features.sets) == 1:
-            run = alone[features.sets[0].file.fingerprint] = _fit_one(task, (features,), progress, searches)
+            run = alone[features.sets[0].file.fingerprint] = _fit_one(
+                task, (features,), _shown(task, label, (features,)), searches
+            )
         else:
             run = _fuse(task, _ready(task, features), [alone[one.file.fingerprint] for one in features.sets])
         runs.append(run)
     return runs
+
+
+def _shown(task: Task, name: str | None, sets: Sequence[Features]) -> str | None:
+    """What stands before the bar of a run: its features too, where others are fitted beside it."""
+    return name if name is None or len(_runs(task)) == 1 else f"{name}, {label_of(sets[0])}"
 
 
 def _place(task: Task, point: Mapping[str, Any]) -> int:
@@ -495,7 +506,8 @@ def _chosen(task: Task, sets: Sequence[Features], point: Mapping[str, Any]) -> t
     return sets[place], for_sets(point.get("transform", task.config.transform), sets[place].names)
 
 
-def _fit_one(task: Task, sets: Sequence[Features], progress: bool, searches: Path | None) -> FittedRun:
+def _fit_one(task: Task, sets: Sequence[Features], shown: str | None, searches: Path | None) -> FittedRun:
+    """shown: the name before its bars; None shows none."""
     began = time.perf_counter()
     held: dict[int, _Ready] = {}
 
@@ -506,15 +518,15 @@ def _fit_one(task: Task, sets: Sequence[Features], progress: bool, searches: Pat
             held[id(features)] = _ready(task, features)
         return held[id(features)]
 
-    found, splitter = _search(task, sets, load, progress, searches) if task.config.searches else (None, None)
+    found, splitter = _search(task, sets, load, shown is not None, searches) if task.config.searches else (None, None)
     point = task.found.points[found.best] if found is not None else {}
     features, transform = _chosen(task, sets, point)
     ready = load(features)
     steps = _own_steps(task, ready.features, transform)
     parameters = {**task.config.fixed, **of_head(point)}
-    estimator = _fitted(task, ready, steps, parameters, ready.rows["train"])
-    run = replace(_scored_run(task, ready, steps, parameters, estimator), transform=transform)
-    repeats = _repeats(task, ready, parameters, run)
+    estimator = _fitted(task, ready, steps, parameters, ready.rows["train"], shown)
+    run = replace(_scored_run(task, ready, steps, parameters, estimator, shown), transform=transform)
+    repeats = _repeats(task, ready, parameters, run, shown)
     notes = (*run.notes, *_convergence(found), *((repeats.said,) if repeats is not None else ()))
     seconds = time.perf_counter() - began
     return replace(run, search=found, splitter=splitter, repeats=repeats, notes=notes, seconds=seconds)
@@ -525,7 +537,9 @@ def _own_steps(task: Task, features: Features, transform: Any) -> list[tuple[str
     return _steps(task.config, features, transform) if transforms_apply(task.head) else []
 
 
-def _repeats(task: Task, ready: _Ready, parameters: Mapping[str, Any], first: FittedRun) -> Repeats | None:
+def _repeats(
+    task: Task, ready: _Ready, parameters: Mapping[str, Any], first: FittedRun, shown: str | None
+) -> Repeats | None:
     """The final fit with each further seed, scored as the first was; None where one seed is all that is asked for."""
     seeds = seeds_of(task.config.seed, task.config.seeds)
     if len(seeds) == 1:
@@ -534,8 +548,9 @@ def _repeats(task: Task, ready: _Ready, parameters: Mapping[str, Any], first: Fi
     for seed in seeds[1:]:
         again = replace(task, config=task.config.model_copy(update={"seed": seed}))
         steps = _own_steps(again, ready.features, first.transform)
-        estimator = _fitted(again, ready, steps, parameters, ready.rows["train"])
-        scores.append(_values(_scored_run(again, ready, steps, parameters, estimator)))
+        own = None if shown is None else f"seed {seed}, {shown}"
+        estimator = _fitted(again, ready, steps, parameters, ready.rows["train"], own)
+        scores.append(_values(_scored_run(again, ready, steps, parameters, estimator, own)))
     return gathered(seeds, scores)
 
 
@@ -548,7 +563,7 @@ def _values(run: FittedRun) -> dict[str, dict[str, float]]:
     }
 
 
-def continued(task: Task, head: FittedHead, epochs: int) -> FittedRun:
+def continued(task: Task, head: FittedHead, epochs: int, *, progress: bool = False) -> FittedRun:
     """``epochs`` epochs more of an iterative head on the training rows of ``task``, scored as ``fit`` scores.
 
     Its transforms stay as they were fitted. Raises UsageError for features of other fingerprints, and for other
@@ -570,6 +585,7 @@ def continued(task: Task, head: FittedHead, epochs: int) -> FittedRun:
         epochs,
         weights=ready.weights,
         held=ready.rows["validation"],
+        shown=task.head.name if progress else None,
     )
     transform = for_sets(task.config.transform, ready.features.names)
     steps = _own_steps(task, ready.features, transform)
@@ -578,11 +594,16 @@ def continued(task: Task, head: FittedHead, epochs: int) -> FittedRun:
 
 
 def _scored_run(
-    task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], estimator: Any
+    task: Task,
+    ready: _Ready,
+    steps: list[tuple[str, Any]],
+    parameters: Mapping[str, Any],
+    estimator: Any,
+    shown: str | None = None,
 ) -> FittedRun:
     """A fitted pipeline with its thresholds, as a head with its scores."""
     began = time.perf_counter()
-    held = _held_out(task, ready, estimator, steps, parameters) if task.holds_out else None
+    held = _held_out(task, ready, estimator, steps, parameters, shown) if task.holds_out else None
     thresholds, said = _thresholds(task, held)
     said = [*said, *_of_epochs(estimator, parameters), *_of_weights(ready, estimator), *_of_oversampling(task, ready)]
     fusion = task.config.fusion.kind if len(ready.features.sets) > 1 else "concat"
@@ -785,13 +806,20 @@ def _folds(task: Task, ready: _Ready, cv: Folds) -> tuple[list[tuple[Rows, Rows]
     return folds(task.kind.strata(ready.codes[train], cv.folds), ready.groups[train], cv.folds, cv.seed)
 
 
-def _fitted(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], rows: Rows) -> Any:
-    """The chosen candidate, fitted on these rows and made fit to save."""
+def _fitted(
+    task: Task,
+    ready: _Ready,
+    steps: list[tuple[str, Any]],
+    parameters: Mapping[str, Any],
+    rows: Rows,
+    shown: str | None = None,
+) -> Any:
+    """The chosen candidate, fitted on these rows and made fit to save. shown: the name before its bar of epochs."""
     estimator = task.head.build(parameters, task.config.seed)
     held = ready.rows["validation"]
     rows = _repeated(task, ready, rows)
     pipeline = fit_pipeline(
-        task.head.name, steps, estimator, ready.x, ready.codes, rows, weights=ready.weights, held=held
+        task.head.name, steps, estimator, ready.x, ready.codes, rows, weights=ready.weights, held=held, shown=shown
     )
     task.head.slim(pipeline[-1])
     return pipeline
@@ -807,7 +835,12 @@ def _mean(rows_in: Any, rows: Rows) -> npt.NDArray[np.float64]:
 
 
 def _held_out(
-    task: Task, ready: _Ready, estimator: Any, steps: list[tuple[str, Any]], parameters: Mapping[str, Any]
+    task: Task,
+    ready: _Ready,
+    estimator: Any,
+    steps: list[tuple[str, Any]],
+    parameters: Mapping[str, Any],
+    shown: str | None,
 ) -> Held | None:
     """Samples that the head was not trained on: validation rows, or with ``cv`` and no such rows the training rows.
 
@@ -820,7 +853,7 @@ def _held_out(
         return Held(held, f"{len(held.ids):,} validation samples")
     if cv is None:
         return None
-    held = _averaged(task, ready, ready.rows["train"], _out_of_fold(task, ready, steps, parameters, cv))
+    held = _averaged(task, ready, ready.rows["train"], _out_of_fold(task, ready, steps, parameters, cv, shown))
     return Held(held, f"out-of-fold probabilities of {len(held.ids):,} training samples")
 
 
@@ -873,14 +906,20 @@ def _first(names: Sequence[str], most: int = 8) -> str:
 
 
 def _out_of_fold(
-    task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], cv: Folds
+    task: Task,
+    ready: _Ready,
+    steps: list[tuple[str, Any]],
+    parameters: Mapping[str, Any],
+    cv: Folds,
+    shown: str | None,
 ) -> npt.NDArray[np.float64]:
     """Probabilities (training rows, labels), each row's by a head that was fitted without its fold."""
     train = ready.rows["train"]
     parts, _ = _folds(task, ready, cv)
     found = np.zeros((len(train), len(task.classes)))
-    for kept, held in parts:
-        estimator = _fitted(task, ready, steps, parameters, train[kept])
+    for number, (kept, held) in enumerate(parts, 1):
+        own = None if shown is None else f"fold {number} of {len(parts)}, {shown}"
+        estimator = _fitted(task, ready, steps, parameters, train[kept], own)
         several = task.targets.kind == "multi"
         found[held] = of_all(estimator, ready.x[train[held]], len(task.classes), several=several)
     return found

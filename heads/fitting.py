@@ -13,6 +13,7 @@ import numpy.typing as npt
 from embedcache.errors import UsageError
 from embedcache.view import Features
 from heads.base import weight_parameter
+from heads.epochs import watched
 from heads.grid import UNFIT
 
 Rows = npt.NDArray[np.int64]
@@ -30,11 +31,13 @@ def fit_pipeline(
     *,
     weights: Weights | None = None,
     held: Rows | None = None,
+    shown: str | None = None,
 ) -> Any:
     """A fitted scikit-learn pipeline. name: the head's; steps: unfitted transforms; estimator: unfitted.
 
     rows: of ``x`` and ``codes`` to train on. weights: of the rows of ``x``, for a head that takes them. held:
-    validation rows, for a head that stops early by them. Raises UsageError where it cannot be fitted.
+    validation rows, for a head that stops early by them. shown: the name before its bar of epochs; None shows none.
+    Raises UsageError where it cannot be fitted.
     """
     from sklearn.base import clone
     from sklearn.exceptions import ConvergenceWarning
@@ -52,7 +55,8 @@ def fit_pipeline(
                 options[weight] = weights[rows]
             if held is not None and len(held) and has_fit_parameter(estimator, "validation"):
                 options["validation"] = x[held] if transforms is None else transforms.transform(x[held]), codes[held]
-            estimator.fit(own, codes[rows], **options)
+            with watched(estimator, shown) as watching:
+                estimator.fit(own, codes[rows], **options, **watching)
         except UNFIT as error:
             raise UsageError(f"scikit-learn cannot fit the head {name!r}: {error}") from error
     return Pipeline([*(transforms.steps if transforms is not None else []), ("head", estimator)])
@@ -73,10 +77,11 @@ def continue_pipeline(
     *,
     weights: Weights | None = None,
     held: Rows | None = None,
+    shown: str | None = None,
 ) -> None:
     """Train the head of a fitted pipeline ``epochs`` epochs more, behind its transforms as they are.
 
-    rows, weights, held: as in ``fit_pipeline``. Raises UsageError for a head that is not trained by epochs.
+    rows, weights, held, shown: as in ``fit_pipeline``. Raises UsageError for a head that is not trained by epochs.
     """
     estimator = pipeline[-1]
     if not hasattr(estimator, "continue_fit"):
@@ -89,7 +94,8 @@ def continue_pipeline(
     if held is not None and len(held):
         options["validation"] = x[held] if transforms is None else transforms.transform(x[held]), codes[held]
     own = taken(x, rows) if transforms is None else transforms.transform(taken(x, rows))
-    estimator.continue_fit(own, codes[rows], epochs, **options)
+    with watched(estimator, shown, epochs) as watching:
+        estimator.continue_fit(own, codes[rows], epochs, **options, **watching)
 
 
 def weights_of(features: Features) -> Weights | None:

@@ -151,7 +151,7 @@ def fit_table(
     for number, (config, task) in enumerate(prepared.items(), 1):
         shown = label(table, config)
         began = time.perf_counter()
-        *parts, run = fit(task, progress=progress, searches=searches)
+        *parts, run = fit(task, progress=progress, searches=searches, name=shown)
         own = folder / f"{number:02d}-{record.slug(shown)}"
         _record(own, task, run)
         size = _size(own, checkpoints or {}) if _shows(table, "size") else None

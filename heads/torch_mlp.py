@@ -17,6 +17,7 @@ from embedcache.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+    from heads.epochs import OnEpoch
     from heads.training import TrainingOptions
 
 OPTIONS = (
@@ -45,10 +46,19 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.classifier_tags.multi_label = True
         return tags
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation: tuple[Any, Any] | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        validation: tuple[Any, Any] | None = None,
+        on_epoch: OnEpoch | None = None,
+    ) -> Self:
         """Train on all rows of ``X``: of a matrix (n, dim), numpy (a map too) or a torch tensor, float16 is not copied.
 
-        y: classes (n,), or indicators (n, labels). validation: ``(X, y)`` for early stopping and the history.
+        y: classes (n,), or indicators (n, labels). validation: ``(X, y)`` for early stopping and the history. on_epoch:
+        is told each line of the history.
         """
         from heads.training import Progress, chosen_device
 
@@ -66,11 +76,18 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with _seeded(self._seed, device):
             self.module_ = self._built(x, rows).to(device)
             self._progress = Progress()
-            self._train(inputs, targets, rows, weights, held)
+            self._train(inputs, targets, rows, weights, held, on_epoch=on_epoch)
         return self
 
     def continue_fit(
-        self, X: Any, y: Any, epochs: int, sample_weight: Any = None, *, validation: tuple[Any, Any] | None = None
+        self,
+        X: Any,
+        y: Any,
+        epochs: int,
+        sample_weight: Any = None,
+        *,
+        validation: tuple[Any, Any] | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> Self:
         """Train ``epochs`` epochs more on the same kind of rows: weights, optimiser and history go on.
 
@@ -87,7 +104,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.module_.to(device)
         self._progress.waited = 0
         with _seeded(self._seed + len(self.history_), device):
-            self._train(self._inputs(x, device), targets, np.arange(len(x)), weights, held, epochs)
+            self._train(self._inputs(x, device), targets, np.arange(len(x)), weights, held, epochs, on_epoch)
         return self
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
@@ -259,6 +276,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weights: npt.NDArray[np.float32] | None,
         held: Any,
         epochs: int | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> None:
         import torch
 
@@ -284,6 +302,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             validation=held,
             seed=self._seed,
             progress=self._progress,
+            **({} if on_epoch is None else {"on_epoch": on_epoch}),
         )
 
     def _row_weights(

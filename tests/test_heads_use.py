@@ -282,6 +282,52 @@ def test_a_run_that_stopped_early_says_so_and_waits_anew_when_it_goes_on(tmp_pat
     assert ended in done.stdout.replace("\n      ", " ")
 
 
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What stands before the bars of epochs, and their last numbers, as they are shown."""
+    import tqdm
+
+    seen: list[str] = []
+
+    class Bar(tqdm.tqdm):
+        def close(self) -> None:
+            if not self.disable and self.unit == " epochs":
+                seen.append(f"{self.desc} {self.n}/{self.total} {self.postfix}")
+            super().close()
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    return seen
+
+
+def test_a_single_fit_shows_its_epochs_and_says_what_an_interrupt_leaves(
+    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    separable(tmp_path / "cache")
+    where = ("--cache", tmp_path / "cache", "--out", tmp_path / "runs")
+    few = ("--set", "fixed.epochs=3", "--set", "fixed.hidden_layer_sizes=[4]")
+    call("fit-head", "--head", "mlp", *few, "--set", "seeds=2", *where)
+    assert [one.partition(" loss")[0] for one in told] == ["mlp 3/3", "seed 1, mlp 3/3"]
+    call("fit-head", "--continue", "latest", "--epochs", "2", *where)
+    assert told[2].startswith("mlp 2/2 loss ")
+    call("fit-head", "--head", "mlp", *few, "--json", *where)
+    call("fit-head", "--head", "logistic", *where)
+    assert len(told) == 3
+    call("fit-head", "--head", "mlp", "--head", "logistic", *few, *where)
+    assert told[3].startswith("mlp 3/3")
+
+    monkeypatch.setattr("heads.torch_mlp.MLPHead.fit", interrupted_fit)
+    begun = ("fit-head", "--head", "mlp", *few, *where)
+    assert "Nothing of this fit is kept" in call(*begun, code=130).stderr
+    searched = call(*begun, "--set", "grid={dropout: [0.0, 0.1]}", "--set", "jobs=1", code=130).stderr
+    assert "Finished fits of the search are kept" in searched
+    assert "What was committed" not in searched
+    assert "stay recorded below" in call(*begun, "--head", "logistic", code=130).stderr
+
+
+def interrupted_fit(self: Any, *_: Any, on_epoch: Any = None, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_run_of_several_seeds_says_which_one_goes_on(tmp_path: Path) -> None:
     separable(tmp_path / "cache")
     folder = recorded(tmp_path / "cache", tmp_path / "runs", **MLP, seeds=2, seed=3)
