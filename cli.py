@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from heads.fit import FittedRun, Preview, Task
     from heads.item_files import ItemFile
     from heads.predict import Empty, ItemPredictor, Predictions
-    from heads.record import Comparison
-    from heads.repeats import Repeats
+    from heads.run_text import Part
     from heads.table import Source
     from heads.table import Table as HeadTable
     from heads.table_run import FittedTable
@@ -603,7 +602,7 @@ def _extract_lacking(
 
 def _recorded(task: Any, runs: Sequence[FittedRun], out: Path, as_json: bool) -> Path:
     """Write fitted runs, print them, and return their folder."""
-    from heads import record, report
+    from heads import record, report, run_text
 
     folder, comparison = record.write(task, runs, out)
     report.write(folder, task, runs, comparison)
@@ -611,7 +610,7 @@ def _recorded(task: Any, runs: Sequence[FittedRun], out: Path, as_json: bool) ->
         documents = [record.metrics_document(task, run) for run in runs]
         _print_json({"run": folder, "results": documents})
         return folder
-    _print_runs(runs, comparison, task.splits.notes)
+    _print_parts(run_text.of_folder(folder, said=task.splits.notes))
     typer.echo(f"\n{folder}  ({report.PAGE}, {record.METRICS_FILE}, {record.PREDICTIONS}, {record.HEAD}/)")
     return folder
 
@@ -689,98 +688,18 @@ def _fits(one: Preview) -> str:
     return f"{one.points} candidates, {one.fits} fits"
 
 
-def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None, said: Sequence[str]) -> None:
-    """The scores, and those notes that were not ``said`` before."""
-    from heads.report import shown
+def _print_parts(parts: Sequence[Part]) -> None:
+    """Lines and tables of recorded runs."""
+    from heads.run_text import Line
 
-    if comparison is not None:
-        _print_comparison(runs, comparison)
-        return
-    run = runs[0]
-    scored = {split: one for split, one in run.scored.items() if one.scores}
-    if run.search is not None:
-        best = ", ".join(f"{name} {value}" for name, value in (*_axes(run), *run.parameters.items()))
-        typer.echo(f"best of {len(run.search.rows)} candidates: {best}")
-    table = _table("score", *scored, right=tuple(scored))
-    for metric in next(iter(scored.values())).scores if scored else ():
-        table.add_row(metric, *(shown(metric, one.scores[metric]) for one in scored.values()))
-    _show(table)
-    if run.repeats is not None:
-        _print_repeats(run.repeats)
-    for split, one in scored.items():
-        for part in one.by_type.get("answer_type", ()):
-            typer.echo(f"{split}, {part['type']}: vqa_accuracy {part['vqa_accuracy']:.1%} of {part['count']:,}")
-    if run.head.kind == "multi" and scored:
-        _print_labels(run, next(split for split in ("test", "validation") if split in scored))
-    _print_curve(run)
-    for note in run.notes:
-        if note not in said:
-            _echo(note, "note: ")
-
-
-def _axes(run: FittedRun) -> list[tuple[str, str]]:
-    """The features and the transform that a search chose, where it chose them."""
-    from heads.config import AXES
-
-    best = run.search.rows[run.search.best] if run.search is not None else {}
-    return [(name, best[f"param_{name}"]) for name in AXES if f"param_{name}" in best]
-
-
-def _print_curve(run: FittedRun, label: str = "") -> None:
-    """Scores by number of training rows, where they were asked for."""
-    from heads.curves import headline
-    from heads.report import curve_cells
-
-    if not run.curve:
-        return
-    if label:
-        _echo(f"learning curve of {label}")
-    columns = ("training rows", f"{run.curve[0].split} {headline(run.curve)}", "seconds")
-    table = _table(*columns, right=columns)
-    for cells in curve_cells(run):
-        table.add_row(*cells)
-    _show(table)
-
-
-def _print_comparison(runs: Sequence[FittedRun], comparison: Comparison) -> None:
-    from heads.report import percent, signed
-
-    metric = f"{comparison.split} {comparison.metric}"
-    table = _table("features", "dims", metric, "to the best", right=("dims", metric, "to the best"))
-    for row in comparison.rows:
-        table.add_row(row.label, str(row.dims), percent(row.score), signed(row.difference))
-    _show(table)
-    typer.echo(f"{comparison.samples:,} samples that all have; 95 % intervals, differences paired")
-    for run in runs:
-        if run.repeats is not None:
-            spread = run.repeats.scores[comparison.split][comparison.metric].shown(comparison.metric)
-            typer.echo(f"{run.label}: {metric} {spread} over {len(run.repeats.seeds)} seeds")
-        _print_curve(run, run.label)
-        if run.search is not None and run.search.resumed:
-            _echo(f"{run.search.resumed} of {run.search.fits} fits were finished before", f"{run.label}: ")
-
-
-def _print_repeats(found: Repeats) -> None:
-    """Mean and deviation over the seeds."""
-    table = _table(f"{len(found.seeds)} seeds", *found.scores, right=tuple(found.scores))
-    for metric in next(iter(found.scores.values()), {}):
-        table.add_row(metric, *(own[metric].shown(metric) for own in found.scores.values()))
-    _show(table)
-
-
-def _print_labels(run: FittedRun, split: str, most: int = 20) -> None:
-    """The 2 × 2 table of each label, worst F1 first."""
-    from heads.record import label_tables
-    from heads.report import LABEL_COLUMNS, label_cells
-
-    rows = label_tables(run)[split]
-    table = _table(*LABEL_COLUMNS, right=LABEL_COLUMNS[1:])
-    for row in rows[:most]:
-        table.add_row(*label_cells(row))
-    typer.echo(f"\nlabels on {split}, worst F1 first")
-    _show(table)
-    if len(rows) > most:
-        typer.echo(f"{len(rows) - most} more in the report")
+    for part in parts:
+        if isinstance(part, Line):
+            _echo(part.text, part.start)
+            continue
+        table = _table(*part.columns, right=part.columns[part.texts :])
+        for row in part.rows:
+            table.add_row(*row)
+        _show(table)
 
 
 @app.command()
@@ -1463,36 +1382,20 @@ def _column_value(text: str) -> tuple[str, str]:
 
 def _print_recorded(folder: Path, as_json: bool) -> None:
     """What ``metrics.json`` and ``comparison.json`` say, and where the page is."""
-    from heads import record
-    from heads.metrics import Interval
-    from heads.report import PAGE, percent, shown, signed
+    from heads import record, run_text
+    from heads.report import PAGE
     from heads.table_run import read_table
 
     if (rows := read_table(folder)) is not None:
         _print_recorded_table(folder, rows, as_json)
         return
-    comparison = folder / record.COMPARISON
-    found = json.loads(comparison.read_text(encoding="utf-8")) if comparison.is_file() else record.read_metrics(folder)
     page = next((path / PAGE for path in (folder, folder.parent) if (path / PAGE).is_file()), None)
+    comparison, single = folder / record.COMPARISON, folder / record.METRICS_FILE
     if as_json:
-        _print_json({"run": folder, "page": page, **found})
+        found = [path for path in (comparison, single) if path.is_file()]
+        _print_json({"run": folder, "page": page, **(json.loads(found[0].read_text("utf-8")) if found else {})})
         return
-    if comparison.is_file():
-        metric = f"{found['split']} {found['metric']}"
-        table = _table("features", "run", metric, "to the best", right=(metric, "to the best"))
-        for row in found["rows"]:
-            gap = None if row["difference"] is None else Interval(**row["difference"])
-            table.add_row(row["label"], row["folder"], percent(Interval(**row["score"])), signed(gap))
-    else:
-        features = " + ".join(one["name"] for one in found["features"])
-        _echo(f"{found['dataset']}, target {found['target']}: {found['head']} on {features}")
-        scores = {split: one for split, one in found["scores"].items() if one}
-        table = _table("score", *scores, right=tuple(scores))
-        for metric in next(iter(scores.values()), {}):
-            table.add_row(metric, *(shown(metric, Interval(**one[metric])) for one in scores.values()))
-    _show(table)
-    for note in found.get("notes", ()):
-        _echo(note, "note: ")
+    _print_parts([run_text.heading(folder), *run_text.of_folder(folder)])
     if page is not None:
         _echo(str(page))
 

@@ -138,8 +138,8 @@ def trained(estimator: Any, parameters: Mapping[str, Any]) -> Trained | None:
     if not hasattr(estimator, "loss_curve_"):
         return None
     scores = getattr(estimator, "validation_scores_", None)
-    kept = 1 + int(np.argmax(scores)) if scores else estimator.n_iter_
-    return Trained(estimator.n_iter_, estimator.max_iter, kept)
+    kept = 1 + int(np.argmax(scores)) if scores else int(estimator.n_iter_)
+    return Trained(int(estimator.n_iter_), int(estimator.max_iter), kept)
 
 
 def history(estimator: Any) -> list[dict[str, float]]:

@@ -48,7 +48,10 @@ CONFIG, METRICS_FILE, CV_RESULTS, HISTORY, PREDICTIONS, SEEN, HEAD = (
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One choice of features in a comparison. difference: score less the best's, paired on the same samples."""
+    """One choice of features in a comparison. dims: numbers that the head sees.
+
+    difference: score less the best's, paired on the same samples.
+    """
 
     label: str
     dims: int
@@ -287,6 +290,7 @@ def _search_document(run: FittedRun, task: Task) -> dict[str, Any] | None:
         **({"scores": list(task.scores)} if len(task.scores) > 1 else {}),
         **({"search": task.config.search} if task.config.search != "grid" else {}),
         **{name: best[f"param_{name}"] for name in AXES if f"param_{name}" in best},
+        "best": plain({key.removeprefix("param_"): value for key, value in best.items() if key.startswith("param_")}),
         "best_mean_test_score": best["mean_test_score"],
         "best_std_test_score": best["std_test_score"],
         "seconds": round(run.search.seconds, 3),
@@ -366,7 +370,7 @@ def compare(task: Task, runs: Sequence[FittedRun], folders: Sequence[str]) -> Co
     rows = tuple(
         ComparisonRow(
             runs[index].label,
-            sum(runs[index].features.dims),
+            width(runs[index]),
             interval(values[index], draws[index]),
             None if index == best else interval(values[index] - values[best], draws[index] - draws[best]),
             folders[index],
@@ -374,6 +378,14 @@ def compare(task: Task, runs: Sequence[FittedRun], folders: Sequence[str]) -> Co
         for index in order
     )
     return Comparison(split, metric, len(scored[0].truth), rows)
+
+
+def width(run: FittedRun) -> int:
+    """Numbers that the head sees of a sample: behind transforms and a product, not those that are cached.
+
+    Where the answers of several heads are fused, what they see in all.
+    """
+    return int(getattr(run.head.last, "n_features_in_", sum(run.features.dims)))
 
 
 def resolve_run(run: str | Path, out: Path = Path("runs")) -> Path:
