@@ -642,7 +642,9 @@ def _limit(text: str | None) -> int | None:
 def _hold_to(limit: int, tasks: Sequence[Task], where: Mapping[str, str]) -> None:
     """Refuse, before anything is fitted, what is larger than ``--max-size``."""
     from heads import sizes
+    from heads.saved import check_names
 
+    check_names(where, [one.name for task in tasks for features in task.sets for one in features.sets])
     for task, features in ((one, features) for one in tasks for features in one.sets):
         parts = sizes.before_fitting(task, features, where)
         sizes.check(" + ".join(features.names), parts, limit)
@@ -754,6 +756,7 @@ def predict(
     from heads.submission import write_submission, write_table
 
     rule = _one_of(empty, "--empty", ("top", "keep"))
+    _check_outputs(submission, table, listed=not (image or text))
     head = FittedHead.load(head_folder(run, out))
     if sum((dataset is not None, bool(image or text), items is not None)) != 1:
         raise UsageError("Give --dataset, or --csv, or --image and --text: what is to be labelled?")
@@ -765,6 +768,7 @@ def predict(
         from heads.item_files import ItemColumns, ItemFile
 
         listed = ItemFile(items, ItemColumns(image_column, text_column, id_column), images)
+        listed.check(head.modalities)
         predictor = predicting.ItemPredictor(head, checkpoints=where, options=options)
         if table is not None and submission is None and not as_json:
             _predict_to(table, predictor, listed, rule)
@@ -792,13 +796,25 @@ def predict(
     _say_exceptions(found)
 
 
+def _check_outputs(submission: Path | None, table: Path | None, *, listed: bool) -> None:
+    """Refuse, before anything is loaded, what could not be written."""
+    from embedcache.errors import UsageError
+    from heads.submission import check_submission, check_table
+
+    if submission is not None and not listed:
+        raise UsageError("--submission is of a list of samples, --dataset or --csv; --image and --text are none.")
+    if submission is not None:
+        check_submission(submission)
+    if table is not None:
+        check_table(table)
+
+
 def _batches(predictor: ItemPredictor, listed: ItemFile, *, progress: bool) -> Iterator[Predictions]:
     """Labels of a file's rows, batch by batch."""
     from heads.item_files import predict_rows
 
-    needed = {one.modality for one in predictor.head.features}
     total = listed.count() if progress else None
-    return predict_rows(predictor, listed.rows(needed), total=total, progress=progress)
+    return predict_rows(predictor, listed.rows(predictor.head.modalities), total=total, progress=progress)
 
 
 def _merged(predictor: ItemPredictor, listed: ItemFile, *, progress: bool) -> Predictions:
@@ -977,18 +993,26 @@ def _print_sizes(run: Path, where: Mapping[str, str], out: Path, as_json: bool) 
     from dataclasses import asdict
 
     from heads import sizes
-    from heads.record import resolve_run
+    from heads.record import head_folder, read_metrics
+    from heads.saved import check_names
 
-    parts = sizes.of_run(resolve_run(run, out), where)
+    folder = head_folder(run, out).parent
+    check_names(where, [one["name"] for one in read_metrics(folder)["features"]])
+    parts = sizes.of_run(folder, where)
     if as_json:
         _print_json({"parts": [asdict(part) for part in parts], "bytes": sizes.total(parts)})
         return
     table = _table("part", "size", right=("size",))
     for part in parts:
-        size = "not known" if part.nbytes is None else sizes.readable(part.nbytes)
-        table.add_row(f"{part.what} ({part.why})" if part.why else part.what, size)
+        if part.nbytes is None:
+            table.add_row(part.what, "not known")
+        else:
+            table.add_row(f"{part.what} ({part.why})" if part.why else part.what, sizes.readable(part.nbytes))
     table.add_row("all that is known", sizes.readable(sizes.total(parts)))
     _show(table)
+    for part in parts:
+        if part.nbytes is None:
+            _echo(part.why, f"{part.what}: ")
 
 
 def _print_dataset(dataset: Any) -> None:
