@@ -34,6 +34,7 @@ from heads.repeats import gathered
 from heads.saved import FittedHead
 from heads.training_state import TRAINING
 from tests.heads_helpers import add_features, captioned, fitted, image_name, prepared, separable, tagged
+from tests.test_heads_classic import worded
 
 REPOSITORY = Path(__file__).parents[1]
 MLP: dict[str, Any] = {
@@ -112,6 +113,53 @@ def test_a_list_of_photos_and_texts_gets_what_extraction_and_fit_gave_them(birds
     assert [(one["id"], one["label"]) for one in again] == [(row["id"], row["label"]) for row in rows]
     shown = json.loads(call(*run, "--images", birds / "data", "--json").stdout)["predictions"]
     assert [one["label"] for one in shown] == [row["label"] for row in rows]
+
+
+def test_wrong_items_and_names_are_refused_before_an_encoder_is_loaded(
+    birds: Path, head: FittedHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("an encoder was loaded")
+
+    listed(birds, tmp_path / "items.csv")
+    monkeypatch.setattr(predicting, "_opened", loaded)
+    run = ("predict", "--run", birds / "runs" / "latest")
+    wrong = call(*run, "--csv", tmp_path / "items.csv", "--image-column", "foto", "--text-column", "caption", code=2)
+    assert "Unknown image column" in wrong.stderr
+    gone = call(*run, "--image", tmp_path / "gone.jpg", "--text", "a bird", code=1)
+    assert f"{tmp_path / 'gone.jpg'}: the file is missing" in gone.stderr
+    other = call(*run, "--csv", tmp_path / "items.csv", *COLUMNS, "--checkpoint", "demo-imag=.", code=2)
+    assert "Unknown feature set in --checkpoint: 'demo-imag'. Did you mean 'demo-image'?" in other.stderr
+    with pytest.raises(UnknownNameError, match="demo-imag"):
+        ItemPredictor(head, checkpoints={"demo-imag": "."})
+    sized = call("info", "--run", birds / "runs" / "latest", "--checkpoint", "demo-imag=.", code=2)
+    assert "Did you mean 'demo-image'?" in sized.stderr
+
+
+def test_a_blank_text_is_named_by_its_number(tmp_path: Path) -> None:
+    worded(tmp_path)
+    (run,) = fitted(tmp_path, head="tfidf")
+    found = predicting.predict_items(run.head, texts=["a good text", " "])
+    assert found.failures == {"text 2": "the text is empty"}
+
+
+def test_a_list_of_texts_is_predicted_by_a_head_that_reads_them(tmp_path: Path) -> None:
+    worded(tmp_path)
+    (run,) = fitted(tmp_path, head="tfidf")
+    path = tmp_path / "texts.csv"
+    path.write_text("id,text\na,one text\nb,\n", encoding="utf-8")
+    [found] = item_files.predict_rows(ItemPredictor(run.head), ItemFile(path).rows(run.head.modalities))
+    assert (found.ids, found.failures) == (("a",), {"b": "the text is empty"})
+
+
+def test_why_a_size_is_not_known_stands_below_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    separable(tmp_path / "cache")
+    folder = recorded(tmp_path / "cache", tmp_path / "runs")
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call("info", "--run", folder).stdout.splitlines()
+    assert lines[2].split() == ["my-image", "not", "known"]
+    assert lines[4].startswith("all that is known")
+    assert lines[5].startswith("my-image: ")
 
 
 def test_a_photo_and_a_caption_that_no_cache_has_seen_equal_extract_and_predict(birds: Path, tmp_path: Path) -> None:
