@@ -20,7 +20,7 @@ from embedcache.view import Features, shared_groups, target_name
 from heads import HEADS, head_named, memory, vqa
 from heads.base import TOKENS, Head, check_parameters, reads, weight_parameter
 from heads.config import Folds, HeadConfig, Selection, Threshold
-from heads.fitting import Weights, continue_pipeline, fit_pipeline, trained, weights_of
+from heads.fitting import Weights, continue_pipeline, fit_pipeline, history_of, trained, weights_of
 from heads.fusion import OF_ANSWERS, Late, Union, stacked_weights, union_thresholds, weighted
 from heads.grid import Candidates, Choice, Data, SearchResult, candidates, estimate_seconds, search_choices
 from heads.inputs import feature_sets, inputs_for, label_of, transforms_apply, with_each_alone
@@ -605,7 +605,13 @@ def _scored_run(
     began = time.perf_counter()
     held = _held_out(task, ready, estimator, steps, parameters, shown) if task.holds_out else None
     thresholds, said = _thresholds(task, held)
-    said = [*said, *_of_epochs(estimator, parameters), *_of_weights(ready, estimator), *_of_oversampling(task, ready)]
+    said = [
+        *said,
+        *_of_epochs(estimator, parameters),
+        *_of_history(ready, estimator),
+        *_of_weights(ready, estimator),
+        *_of_oversampling(task, ready),
+    ]
     fusion = task.config.fusion.kind if len(ready.features.sets) > 1 else "concat"
     run = _run(task, ready, _head(task, ready, estimator, thresholds), said, began)
     return replace(run, parameters=parameters, held=held, fusion=fusion)
@@ -713,6 +719,16 @@ def _of_epochs(estimator: Any, parameters: Mapping[str, Any]) -> list[str]:
     found = trained(estimator[-1], parameters)
     ended = found is not None and (found.epochs < found.asked or found.kept != found.epochs)
     return [found.said] if found is not None and ended else []
+
+
+def _of_history(ready: _Ready, estimator: Any) -> list[str]:
+    """Validation rows that a history leaves out: the head cannot predict their label."""
+    lines, codes = history_of(estimator), ready.codes[ready.rows["validation"]]
+    if not lines or "validation_score" not in lines[-1] or codes.ndim != 1:
+        return []
+    unknown = int((~np.isin(codes, estimator[-1].classes_)).sum())
+    without = f"without {unknown:,} of {len(codes):,} validation rows, whose labels no training row has"
+    return [f"validation losses and scores by epoch (history.csv) are {without}"] if 0 < unknown < len(codes) else []
 
 
 def _of_weights(ready: _Ready, estimator: Any) -> list[str]:
