@@ -484,6 +484,9 @@ def _table_of(
     from embedcache.errors import UsageError
     from heads import table
 
+    for option, given in (("--head", heads), ("--features", features)):
+        if twice := [one for place, one in enumerate(given) if one in given[:place]]:
+            raise UsageError(f"{option} {twice[0]} is given twice: leave one out.")
     if heads:
         document = table.of_choices(document, heads, features, where)
     elif features:
