@@ -606,9 +606,9 @@ def _scored_run(
     held = _held_out(task, ready, estimator, steps, parameters, shown) if task.holds_out else None
     thresholds, said = _thresholds(task, held)
     said = [
-        *said,
         *_of_epochs(estimator, parameters),
         *_of_history(ready, estimator),
+        *said,
         *_of_weights(ready, estimator),
         *_of_oversampling(task, ready),
     ]

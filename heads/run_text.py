@@ -89,13 +89,13 @@ def of_comparison(comparison: Document, members: Sequence[Document], said: Seque
     """
     rows, metric = comparison["rows"], f"{comparison['split']} {comparison['metric']}"
     cells = [
-        (row["label"], f"{row['dims']:,}", percent(Interval(**row["score"])), signed(_interval(row["difference"])))
+        (row["label"], str(row["dims"]), percent(Interval(**row["score"])), signed(_interval(row["difference"])))
         for row in rows
     ]
     parts: list[Part] = [
         Cells(("features", "dims", metric, "to the best"), tuple(cells)),
         Line(f"{comparison['samples']:,} samples that all have; 95 % intervals, differences paired"),
-        Line(", ".join(row["folder"] for row in rows), "runs: "),
+        Line(", ".join(row["folder"] for row in rows), "runs, best first: "),
     ]
     for row, one in zip(rows, members, strict=True):
         if "repeats" in one:
@@ -153,7 +153,7 @@ def _labels(document: Document, split: str) -> list[Part]:
         return []
     more = [Line(f"{len(rows) - MOST_LABELS:,} more in {METRICS_FILE}")] if len(rows) > MOST_LABELS else []
     shown_rows = tuple(label_cells(row) for row in rows[:MOST_LABELS])
-    return [Line(f"labels on {split}, worst F1 first:"), Cells(LABEL_COLUMNS, shown_rows), *more]
+    return [Line(f"labels on {split}, worst F1 first"), Cells(LABEL_COLUMNS, shown_rows), *more]
 
 
 def _confusions(document: Document, split: str) -> list[Part]:
@@ -162,7 +162,7 @@ def _confusions(document: Document, split: str) -> list[Part]:
     if not pairs:
         return []
     columns = ("truth", "predicted", "samples", "of the class")
-    return [Line(f"most frequent confusions on {split}:"), Cells(columns, tuple(map(pair_cells, pairs)), texts=2)]
+    return [Line(f"most frequent confusions on {split}"), Cells(columns, tuple(map(pair_cells, pairs)), texts=2)]
 
 
 def _curve(document: Document, label: str = "") -> list[Part]:

@@ -47,7 +47,7 @@ def test_a_head_is_reported_with_all_that_was_printed_of_it(tmp_path: Path, wher
     assert "best of 2 candidates: C 0.1" in lines or "best of 2 candidates: C 1.0" in lines
     assert any(line.startswith("2 seeds") for line in lines)
     assert any(line.startswith("training rows") for line in lines)
-    pairs = lines[lines.index("most frequent confusions on test:") + 3]
+    pairs = lines[lines.index("most frequent confusions on test") + 3]
     worst = record.read_metrics(tmp_path / "runs" / "latest")["confusions"]["test"][0]
     assert pairs.split()[:3] == [worst["truth"], worst["predicted"], str(worst["count"])]
     assert sum(line.startswith("note: fitted with 2 seeds") for line in lines) == 1
@@ -56,7 +56,7 @@ def test_a_head_is_reported_with_all_that_was_printed_of_it(tmp_path: Path, wher
 def test_labels_are_reported_as_they_were_printed(tmp_path: Path, where: tuple[Any, ...]) -> None:
     tagged(tmp_path / "cache")
     lines = both(where, "--features", "my-image")
-    assert "labels on test, worst F1 first:" in lines
+    assert "labels on test, worst F1 first" in lines
     assert any(line.startswith("note: thresholds tuned for F1") for line in lines)
 
 
