@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from heads.item_files import ItemFile
     from heads.lacking import Lacking
     from heads.predict import Empty, ItemPredictor, Predictions
-    from heads.record import Comparison
-    from heads.repeats import Repeats
+    from heads.run_text import Part
     from heads.table import Source
     from heads.table import Table as HeadTable
     from heads.table_run import FittedTable
@@ -49,8 +49,8 @@ class _Commands(TyperGroup):
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _say("Interrupted. What was committed is kept: the same command goes on from there.")
+        except KeyboardInterrupt as interrupt:
+            _say(" ".join(["Interrupted.", *map(str, interrupt.args)]))
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             if _is_typers(error) or ctx.params.get("debug"):
@@ -107,6 +107,25 @@ def _terminate(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@contextmanager
+def _interrupted(said: str) -> Iterator[None]:
+    """What an interrupt of the block leaves behind, for the one line that is said of it."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(*(interrupt.args or (said,))) from None
+
+
+COMMITTED = "What was committed is kept: the same command goes on from there."
+
+
+def _left_of(searches: bool) -> str:
+    """What an interrupt leaves of heads that are being fitted."""
+    if searches:
+        return "Finished fits of the search are kept: the same command goes on from there."
+    return "Nothing of this fit is kept: the same command begins again."
+
+
 def _say(message: str) -> None:
     """A message for people, on stderr."""
     typer.echo(message, err=True)
@@ -155,6 +174,7 @@ def _numbers(text: str | None, kind: type[int] | type[float], option: str) -> tu
 
 
 @app.command()
+@_interrupted(COMMITTED)
 def extract(
     backbone: Annotated[list[str], typer.Option("--backbone", help="Alias or family:checkpoint; may be repeated.")],
     dataset: Annotated[
@@ -421,7 +441,7 @@ class _Wants:
 
 def _fit_one(parsed: HeadConfig, wants: _Wants) -> None:
     """Fit one kind of head on each choice of features; record and print it."""
-    from heads import curves, fit, searching
+    from heads import curves, fit
 
     if wants.extract and not wants.dry_run:
         _extract_lacking([parsed], wants.cache, wants.data, None)
@@ -430,14 +450,23 @@ def _fit_one(parsed: HeadConfig, wants: _Wants) -> None:
         curves.check(task, wants.sizes)
     if wants.limit is not None:
         _hold_to(wants.limit, [task], wants.checkpoints)
+    with _interrupted(_left_of(parsed.searches)):
+        _fit_task(task, wants)
+
+
+def _fit_task(task: Task, wants: _Wants) -> None:
+    """Say what is about to be done; fit, record and print."""
+    from heads import curves, fit, searching
+
     previews = fit.preview(task)
     if not wants.as_json or wants.dry_run:
         _print_previews(previews, wants.as_json)
     if wants.dry_run:
         return
-    runs = fit.fit(task, progress=not wants.as_json, searches=wants.out / searching.FOLDER)
+    progress = not wants.as_json
+    runs = fit.fit(task, progress=progress, searches=wants.out / searching.FOLDER)
     if wants.sizes:
-        runs = [curves.learning_curve(task, run, wants.sizes) for run in runs]
+        runs = [curves.learning_curve(task, run, wants.sizes, progress=progress) for run in runs]
     folder = _recorded(task, runs, wants.out, wants.as_json)
     if wants.limit is not None:
         _measured(folder, wants.limit, wants.checkpoints)
@@ -456,6 +485,9 @@ def _table_of(
     from embedcache.errors import UsageError
     from heads import table
 
+    for option, given in (("--head", heads), ("--features", features)):
+        if twice := [one for place, one in enumerate(given) if one in given[:place]]:
+            raise UsageError(f"{option} {twice[0]} is given twice: leave one out.")
     if heads:
         document = table.of_choices(document, heads, features, where)
     elif features:
@@ -486,15 +518,18 @@ def _fit_table(table: HeadTable, name: str, wants: _Wants) -> None:
         previews = {table_run.label(table, config): fit.preview(task) for config, task in prepared.items()}
         _print_row_previews(previews, wants.as_json)
         return
-    folder, fitted = table_run.fit_table(
-        prepared,
-        wants.out,
-        name=name,
-        progress=not wants.as_json,
-        searches=wants.out / searching.FOLDER,
-        checkpoints=wants.checkpoints,
-        said=(lambda _: None) if wants.as_json else _say,
-    )
+    with _interrupted(
+        f"Heads that were done stay recorded below {wants.out}; the same command fits all of them again."
+    ):
+        folder, fitted = table_run.fit_table(
+            prepared,
+            wants.out,
+            name=name,
+            progress=not wants.as_json,
+            searches=wants.out / searching.FOLDER,
+            checkpoints=wants.checkpoints,
+            said=(lambda _: None) if wants.as_json else _say,
+        )
     page = table_text.write(folder, fitted)
     if wants.as_json:
         _print_json({"run": folder, **asdict(fitted)})
@@ -560,6 +595,7 @@ def _print_table(found: FittedTable) -> None:
         _echo(note, "note: ")
 
 
+@_interrupted(COMMITTED)
 def _extract_lacking(
     configs: Sequence[HeadConfig], cache: Path, data: list[Path] | None, source: Source | None
 ) -> None:
@@ -604,7 +640,7 @@ def _extract_together(
 
 def _recorded(task: Any, runs: Sequence[FittedRun], out: Path, as_json: bool) -> Path:
     """Write fitted runs, print them, and return their folder."""
-    from heads import record, report
+    from heads import record, report, run_text
 
     folder, comparison = record.write(task, runs, out)
     report.write(folder, task, runs, comparison)
@@ -612,7 +648,7 @@ def _recorded(task: Any, runs: Sequence[FittedRun], out: Path, as_json: bool) ->
         documents = [record.metrics_document(task, run) for run in runs]
         _print_json({"run": folder, "results": documents})
         return folder
-    _print_runs(runs, comparison, task.splits.notes)
+    _print_parts(run_text.of_folder(folder, said=task.splits.notes))
     typer.echo(f"\n{folder}  ({report.PAGE}, {record.METRICS_FILE}, {record.PREDICTIONS}, {record.HEAD}/)")
     return folder
 
@@ -627,7 +663,8 @@ def _go_on(run: Path | None, epochs: int | None, cache: Path, out: Path, as_json
         raise UsageError("--continue RUN and --epochs N belong together: whose training goes on, and for how long?")
     if not alone:
         raise UsageError("--continue takes everything from the run but --epochs, --cache and --out.")
-    task, fitted = continuing.go_on(resolve_run(run, out), epochs, cache)
+    with _interrupted(_left_of(searches=False)):
+        task, fitted = continuing.go_on(resolve_run(run, out), epochs, cache, progress=not as_json)
     _recorded(task, [fitted], out, as_json)
 
 
@@ -643,7 +680,9 @@ def _limit(text: str | None) -> int | None:
 def _hold_to(limit: int, tasks: Sequence[Task], where: Mapping[str, str]) -> None:
     """Refuse, before anything is fitted, what is larger than ``--max-size``."""
     from heads import sizes
+    from heads.saved import check_names
 
+    check_names(where, [one.name for task in tasks for features in task.sets for one in features.sets])
     for task, features in ((one, features) for one in tasks for features in one.sets):
         parts = sizes.before_fitting(task, features, where)
         sizes.check(" + ".join(features.names), parts, limit)
@@ -689,98 +728,18 @@ def _fits(one: Preview) -> str:
     return f"{one.points} candidates, {one.fits} fits"
 
 
-def _print_runs(runs: Sequence[FittedRun], comparison: Comparison | None, said: Sequence[str]) -> None:
-    """The scores, and those notes that were not ``said`` before."""
-    from heads.report import shown
+def _print_parts(parts: Sequence[Part]) -> None:
+    """Lines and tables of recorded runs."""
+    from heads.run_text import Line
 
-    if comparison is not None:
-        _print_comparison(runs, comparison)
-        return
-    run = runs[0]
-    scored = {split: one for split, one in run.scored.items() if one.scores}
-    if run.search is not None:
-        best = ", ".join(f"{name} {value}" for name, value in (*_axes(run), *run.parameters.items()))
-        typer.echo(f"best of {len(run.search.rows)} candidates: {best}")
-    table = _table("score", *scored, right=tuple(scored))
-    for metric in next(iter(scored.values())).scores if scored else ():
-        table.add_row(metric, *(shown(metric, one.scores[metric]) for one in scored.values()))
-    _show(table)
-    if run.repeats is not None:
-        _print_repeats(run.repeats)
-    for split, one in scored.items():
-        for part in one.by_type.get("answer_type", ()):
-            typer.echo(f"{split}, {part['type']}: vqa_accuracy {part['vqa_accuracy']:.1%} of {part['count']:,}")
-    if run.head.kind == "multi" and scored:
-        _print_labels(run, next(split for split in ("test", "validation") if split in scored))
-    _print_curve(run)
-    for note in run.notes:
-        if note not in said:
-            _echo(note, "note: ")
-
-
-def _axes(run: FittedRun) -> list[tuple[str, str]]:
-    """The features and the transform that a search chose, where it chose them."""
-    from heads.config import AXES
-
-    best = run.search.rows[run.search.best] if run.search is not None else {}
-    return [(name, best[f"param_{name}"]) for name in AXES if f"param_{name}" in best]
-
-
-def _print_curve(run: FittedRun, label: str = "") -> None:
-    """Scores by number of training rows, where they were asked for."""
-    from heads.curves import headline
-    from heads.report import curve_cells
-
-    if not run.curve:
-        return
-    if label:
-        _echo(f"learning curve of {label}")
-    columns = ("training rows", f"{run.curve[0].split} {headline(run.curve)}", "seconds")
-    table = _table(*columns, right=columns)
-    for cells in curve_cells(run):
-        table.add_row(*cells)
-    _show(table)
-
-
-def _print_comparison(runs: Sequence[FittedRun], comparison: Comparison) -> None:
-    from heads.report import percent, signed
-
-    metric = f"{comparison.split} {comparison.metric}"
-    table = _table("features", "dims", metric, "to the best", right=("dims", metric, "to the best"))
-    for row in comparison.rows:
-        table.add_row(row.label, str(row.dims), percent(row.score), signed(row.difference))
-    _show(table)
-    typer.echo(f"{comparison.samples:,} samples that all have; 95 % intervals, differences paired")
-    for run in runs:
-        if run.repeats is not None:
-            spread = run.repeats.scores[comparison.split][comparison.metric].shown(comparison.metric)
-            typer.echo(f"{run.label}: {metric} {spread} over {len(run.repeats.seeds)} seeds")
-        _print_curve(run, run.label)
-        if run.search is not None and run.search.resumed:
-            _echo(f"{run.search.resumed} of {run.search.fits} fits were finished before", f"{run.label}: ")
-
-
-def _print_repeats(found: Repeats) -> None:
-    """Mean and deviation over the seeds."""
-    table = _table(f"{len(found.seeds)} seeds", *found.scores, right=tuple(found.scores))
-    for metric in next(iter(found.scores.values()), {}):
-        table.add_row(metric, *(own[metric].shown(metric) for own in found.scores.values()))
-    _show(table)
-
-
-def _print_labels(run: FittedRun, split: str, most: int = 20) -> None:
-    """The 2 × 2 table of each label, worst F1 first."""
-    from heads.record import label_tables
-    from heads.report import LABEL_COLUMNS, label_cells
-
-    rows = label_tables(run)[split]
-    table = _table(*LABEL_COLUMNS, right=LABEL_COLUMNS[1:])
-    for row in rows[:most]:
-        table.add_row(*label_cells(row))
-    typer.echo(f"\nlabels on {split}, worst F1 first")
-    _show(table)
-    if len(rows) > most:
-        typer.echo(f"{len(rows) - most} more in the report")
+    for part in parts:
+        if isinstance(part, Line):
+            _echo(part.text, part.start)
+            continue
+        table = _table(*part.columns, right=part.columns[part.texts :])
+        for row in part.rows:
+            table.add_row(*row)
+        _show(table)
 
 
 @app.command()
@@ -835,6 +794,7 @@ def predict(
     from heads.submission import write_submission, write_table
 
     rule = _one_of(empty, "--empty", ("top", "keep"))
+    _check_outputs(submission, table, listed=not (image or text))
     head = FittedHead.load(head_folder(run, out))
     if sum((dataset is not None, bool(image or text), items is not None)) != 1:
         raise UsageError("Give --dataset, or --csv, or --image and --text: what is to be labelled?")
@@ -846,6 +806,7 @@ def predict(
         from heads.item_files import ItemColumns, ItemFile
 
         listed = ItemFile(items, ItemColumns(image_column, text_column, id_column), images)
+        listed.check(head.modalities)
         predictor = predicting.ItemPredictor(head, checkpoints=where, options=options)
         if table is not None and submission is None and not as_json:
             _predict_to(table, predictor, listed, rule)
@@ -873,13 +834,25 @@ def predict(
     _say_exceptions(found)
 
 
+def _check_outputs(submission: Path | None, table: Path | None, *, listed: bool) -> None:
+    """Refuse, before anything is loaded, what could not be written."""
+    from embedcache.errors import UsageError
+    from heads.submission import check_submission, check_table
+
+    if submission is not None and not listed:
+        raise UsageError("--submission is of a list of samples, --dataset or --csv; --image and --text are none.")
+    if submission is not None:
+        check_submission(submission)
+    if table is not None:
+        check_table(table)
+
+
 def _batches(predictor: ItemPredictor, listed: ItemFile, *, progress: bool) -> Iterator[Predictions]:
     """Labels of a file's rows, batch by batch."""
     from heads.item_files import predict_rows
 
-    needed = {one.modality for one in predictor.head.features}
     total = listed.count() if progress else None
-    return predict_rows(predictor, listed.rows(needed), total=total, progress=progress)
+    return predict_rows(predictor, listed.rows(predictor.head.modalities), total=total, progress=progress)
 
 
 def _merged(predictor: ItemPredictor, listed: ItemFile, *, progress: bool) -> Predictions:
@@ -1058,18 +1031,26 @@ def _print_sizes(run: Path, where: Mapping[str, str], out: Path, as_json: bool) 
     from dataclasses import asdict
 
     from heads import sizes
-    from heads.record import resolve_run
+    from heads.record import head_folder, read_metrics
+    from heads.saved import check_names
 
-    parts = sizes.of_run(resolve_run(run, out), where)
+    folder = head_folder(run, out).parent
+    check_names(where, [one["name"] for one in read_metrics(folder)["features"]])
+    parts = sizes.of_run(folder, where)
     if as_json:
         _print_json({"parts": [asdict(part) for part in parts], "bytes": sizes.total(parts)})
         return
     table = _table("part", "size", right=("size",))
     for part in parts:
-        size = "not known" if part.nbytes is None else sizes.readable(part.nbytes)
-        table.add_row(f"{part.what} ({part.why})" if part.why else part.what, size)
+        if part.nbytes is None:
+            table.add_row(part.what, "not known")
+        else:
+            table.add_row(f"{part.what} ({part.why})" if part.why else part.what, sizes.readable(part.nbytes))
     table.add_row("all that is known", sizes.readable(sizes.total(parts)))
     _show(table)
+    for part in parts:
+        if part.nbytes is None:
+            _echo(part.why, f"{part.what}: ")
 
 
 def _print_dataset(dataset: Any) -> None:
@@ -1463,36 +1444,20 @@ def _column_value(text: str) -> tuple[str, str]:
 
 def _print_recorded(folder: Path, as_json: bool) -> None:
     """What ``metrics.json`` and ``comparison.json`` say, and where the page is."""
-    from heads import record
-    from heads.metrics import Interval
-    from heads.report import PAGE, percent, shown, signed
+    from heads import record, run_text
+    from heads.report import PAGE
     from heads.table_run import read_table
 
     if (rows := read_table(folder)) is not None:
         _print_recorded_table(folder, rows, as_json)
         return
-    comparison = folder / record.COMPARISON
-    found = json.loads(comparison.read_text(encoding="utf-8")) if comparison.is_file() else record.read_metrics(folder)
     page = next((path / PAGE for path in (folder, folder.parent) if (path / PAGE).is_file()), None)
+    comparison, single = folder / record.COMPARISON, folder / record.METRICS_FILE
     if as_json:
-        _print_json({"run": folder, "page": page, **found})
+        found = [path for path in (comparison, single) if path.is_file()]
+        _print_json({"run": folder, "page": page, **(json.loads(found[0].read_text("utf-8")) if found else {})})
         return
-    if comparison.is_file():
-        metric = f"{found['split']} {found['metric']}"
-        table = _table("features", "run", metric, "to the best", right=(metric, "to the best"))
-        for row in found["rows"]:
-            gap = None if row["difference"] is None else Interval(**row["difference"])
-            table.add_row(row["label"], row["folder"], percent(Interval(**row["score"])), signed(gap))
-    else:
-        features = " + ".join(one["name"] for one in found["features"])
-        _echo(f"{found['dataset']}, target {found['target']}: {found['head']} on {features}")
-        scores = {split: one for split, one in found["scores"].items() if one}
-        table = _table("score", *scores, right=tuple(scores))
-        for metric in next(iter(scores.values()), {}):
-            table.add_row(metric, *(shown(metric, Interval(**one[metric])) for one in scores.values()))
-    _show(table)
-    for note in found.get("notes", ()):
-        _echo(note, "note: ")
+    _print_parts([run_text.heading(folder), *run_text.of_folder(folder)])
     if page is not None:
         _echo(str(page))
 

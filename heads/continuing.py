@@ -15,7 +15,7 @@ from heads.record import CONFIG, HEAD, read_metrics
 from heads.saved import FittedHead
 
 
-def go_on(folder: Path, epochs: int, cache: str | Path = "cache") -> tuple[Task, FittedRun]:
+def go_on(folder: Path, epochs: int, cache: str | Path = "cache", *, progress: bool = False) -> tuple[Task, FittedRun]:
     """The task of a run with its head trained ``epochs`` epochs more. folder: the run's; nothing in it changes.
 
     Raises UsageError for a head that is not trained by epochs, and where the data set's samples are no longer those
@@ -37,10 +37,22 @@ def go_on(folder: Path, epochs: int, cache: str | Path = "cache") -> tuple[Task,
     task = prepare(config, cache)
     _refuse_other_samples(task, before["samples"], folder)
     resumed = training_state.restore(estimator, folder)
-    note = f"goes on from {folder.name} after {estimator.n_iter_} epochs"
-    run = continued(task, head, epochs)
+    note = f"goes on from {_name(folder)} after {estimator.n_iter_} epochs{_of_seeds(before)}"
+    run = continued(task, head, epochs, progress=progress)
     notes = (*run.notes, note if resumed else f"{note}, with a fresh optimiser: its state was not kept")
     return task, replace(run, notes=notes)
+
+
+def _name(folder: Path) -> str:
+    """The run's own name, whatever link led there; of one of several in a folder, with that folder's."""
+    own = folder.resolve()
+    return f"{own.parent.name}/{own.name}" if (own.parent / CONFIG).is_file() else own.name
+
+
+def _of_seeds(before: Mapping[str, Any]) -> str:
+    """Of a run that was fitted with several seeds, whose head it is."""
+    repeats = before.get("repeats")
+    return f", with the head of seed {repeats['kept']} alone, one of {len(repeats['seeds'])}" if repeats else ""
 
 
 def _chosen(folder: Path, before: Mapping[str, Any], head: FittedHead) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def smaller(task: Task, rows: int) -> Task:
     return replace(task, splits=replace(task.splits, train=train[kept]))
 
 
-def learning_curve(task: Task, run: FittedRun, sizes: Sequence[int]) -> FittedRun:
+def learning_curve(task: Task, run: FittedRun, sizes: Sequence[int], *, progress: bool = False) -> FittedRun:
     """The run with its curve: fitted on each number of training rows, by the run's own parameters, and on all.
 
     A search is not repeated: what it chose on all training rows is used on fewer. Test rows are the same throughout.
@@ -84,7 +84,9 @@ def learning_curve(task: Task, run: FittedRun, sizes: Sequence[int]) -> FittedRu
     own = replace(task, config=config, sets=sets, found=candidates(task.head, config.fixed, {}))
     points = []
     for size in (*few, n):
-        (fitted,) = fit(smaller(own, size)) if size < n or run.search is not None else (run,)
+        name = f"{size:,} rows, {task.head.name}"
+        again = size < n or run.search is not None
+        (fitted,) = fit(smaller(own, size), progress=progress, name=name) if again else (run,)
         points.append(CurvePoint(size, split, fitted.scored[split].scores, fitted.seconds))
     left = ", ".join(f"{size:,}" for size in many)
     notes = (*run.notes, f"learning curve: there are {n:,} training rows, not {left}") if many else run.notes

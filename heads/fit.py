@@ -22,7 +22,7 @@ from heads.base import TOKENS, Head, check_enough, reads, weight_parameter
 from heads.class_weights import ByClassName
 from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.estimating import mean_cost, seconds_of_scores
-from heads.fitting import Weights, continue_pipeline, fit_pipeline, weights_of
+from heads.fitting import Weights, continue_pipeline, fit_pipeline, history_of, trained, weights_of
 from heads.fusion import OF_ANSWERS, Late, Union, stacked_weights, union_thresholds, weighted
 from heads.grid import Candidates, Choice, Data, SearchResult, candidates, search_choices
 from heads.inputs import feature_sets, inputs_for, label_of, transforms_apply, with_each_alone
@@ -561,22 +561,33 @@ def _rungs(task: Task) -> Rungs:
     return rungs_of(task.head, parameters, task.config.search, task.config.factor, rows, len(task.classes))
 
 
-def fit(task: Task, *, progress: bool = False, searches: Path | None = None) -> list[FittedRun]:
+def fit(
+    task: Task, *, progress: bool = False, searches: Path | None = None, name: str | None = None
+) -> list[FittedRun]:
     """Fit and score one head per choice of features, on the same samples and splits.
 
-    searches: folder where finished fits of a search are kept until the run is recorded, for one that is interrupted.
+    progress: show bars on stderr, that of epochs with ``name`` before it, by default the head's. searches: folder where
+    finished fits of a search are kept until the run is recorded, for one that is interrupted.
     """
+    label = name or task.head.name if progress else None
     if not task.fuses_answers:
-        return [_fit_one(task, sets, progress, searches) for sets in _runs(task)]
+        return [_fit_one(task, sets, _shown(task, label, sets), searches) for sets in _runs(task)]
     runs: list[FittedRun] = []
     alone: dict[str, FittedRun] = {}
     for features in task.sets:  # each set alone comes first
         if len(features.sets) == 1:
-            run = alone[features.sets[0].file.fingerprint] = _fit_one(task, (features,), progress, searches)
+            run = alone[features.sets[0].file.fingerprint] = _fit_one(
+                task, (features,), _shown(task, label, (features,)), searches
+            )
         else:
             run = _fuse(task, _ready(task, features), [alone[one.file.fingerprint] for one in features.sets])
         runs.append(run)
     return runs
+
+
+def _shown(task: Task, name: str | None, sets: Sequence[Features]) -> str | None:
+    """What stands before the bar of a run: its features too, where others are fitted beside it."""
+    return name if name is None or len(_runs(task)) == 1 else f"{name}, {label_of(sets[0])}"
 
 
 def _place(task: Task, point: Mapping[str, Any]) -> int:
@@ -590,7 +601,8 @@ def _chosen(task: Task, sets: Sequence[Features], point: Mapping[str, Any]) -> t
     return sets[place], for_sets(point.get("transform", task.config.transform), sets[place].names)
 
 
-def _fit_one(task: Task, sets: Sequence[Features], progress: bool, searches: Path | None) -> FittedRun:
+def _fit_one(task: Task, sets: Sequence[Features], shown: str | None, searches: Path | None) -> FittedRun:
+    """shown: the name before its bars; None shows none."""
     began = time.perf_counter()
     held: dict[int, _Ready] = {}
 
@@ -601,15 +613,15 @@ def _fit_one(task: Task, sets: Sequence[Features], progress: bool, searches: Pat
             held[id(features)] = _ready(task, features)
         return held[id(features)]
 
-    found, splitter = _search(task, sets, load, progress, searches) if task.config.searches else (None, None)
+    found, splitter = _search(task, sets, load, shown is not None, searches) if task.config.searches else (None, None)
     point = task.found.points[found.best] if found is not None else {}
     features, transform = _chosen(task, sets, point)
     ready = load(features)
     steps = _own_steps(task, ready.features, transform)
     parameters = {**task.config.fixed, **of_head(point)}
-    estimator = _fitted(task, ready, steps, parameters, ready.rows["train"])
-    run = replace(_scored_run(task, ready, steps, parameters, estimator), transform=transform)
-    repeats = _repeats(task, ready, parameters, run)
+    estimator = _fitted(task, ready, steps, parameters, ready.rows["train"], shown)
+    run = replace(_scored_run(task, ready, steps, parameters, estimator, shown), transform=transform)
+    repeats = _repeats(task, ready, parameters, run, shown)
     said = [*_convergence(found), *_of_other_classes(task), *((repeats.said,) if repeats is not None else ())]
     notes = (*run.notes, *said)
     seconds = time.perf_counter() - began
@@ -621,7 +633,9 @@ def _own_steps(task: Task, features: Features, transform: Any) -> list[tuple[str
     return _steps(task.config, features, transform) if transforms_apply(task.head) else []
 
 
-def _repeats(task: Task, ready: _Ready, parameters: Mapping[str, Any], first: FittedRun) -> Repeats | None:
+def _repeats(
+    task: Task, ready: _Ready, parameters: Mapping[str, Any], first: FittedRun, shown: str | None
+) -> Repeats | None:
     """The final fit with each further seed, scored as the first was; None where one seed is all that is asked for."""
     seeds = seeds_of(task.config.seed, task.config.seeds)
     if len(seeds) == 1:
@@ -630,8 +644,9 @@ def _repeats(task: Task, ready: _Ready, parameters: Mapping[str, Any], first: Fi
     for seed in seeds[1:]:
         again = replace(task, config=task.config.model_copy(update={"seed": seed}))
         steps = _own_steps(again, ready.features, first.transform)
-        estimator = _fitted(again, ready, steps, parameters, ready.rows["train"])
-        scores.append(_values(_scored_run(again, ready, steps, parameters, estimator)))
+        own = None if shown is None else f"seed {seed}, {shown}"
+        estimator = _fitted(again, ready, steps, parameters, ready.rows["train"], own)
+        scores.append(_values(_scored_run(again, ready, steps, parameters, estimator, own)))
     return gathered(seeds, scores)
 
 
@@ -644,7 +659,7 @@ def _values(run: FittedRun) -> dict[str, dict[str, float]]:
     }
 
 
-def continued(task: Task, head: FittedHead, epochs: int) -> FittedRun:
+def continued(task: Task, head: FittedHead, epochs: int, *, progress: bool = False) -> FittedRun:
     """``epochs`` epochs more of an iterative head on the training rows of ``task``, scored as ``fit`` scores.
 
     Its transforms stay as they were fitted. Raises UsageError for features of other fingerprints, and for other
@@ -666,6 +681,7 @@ def continued(task: Task, head: FittedHead, epochs: int) -> FittedRun:
         epochs,
         weights=ready.weights,
         held=ready.rows["validation"],
+        shown=task.head.name if progress else None,
     )
     transform = for_sets(task.config.transform, ready.features.names)
     steps = _own_steps(task, ready.features, transform)
@@ -674,13 +690,24 @@ def continued(task: Task, head: FittedHead, epochs: int) -> FittedRun:
 
 
 def _scored_run(
-    task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], estimator: Any
+    task: Task,
+    ready: _Ready,
+    steps: list[tuple[str, Any]],
+    parameters: Mapping[str, Any],
+    estimator: Any,
+    shown: str | None = None,
 ) -> FittedRun:
     """A fitted pipeline with its thresholds, as a head with its scores."""
     began = time.perf_counter()
-    held = _held_out(task, ready, estimator, steps, parameters) if task.holds_out else None
+    held = _held_out(task, ready, estimator, steps, parameters, shown) if task.holds_out else None
     thresholds, said = _thresholds(task, held)
-    said = [*said, *_of_weights(task, ready, parameters), *_of_oversampling(task, ready)]
+    said = [
+        *_of_epochs(estimator, parameters),
+        *_of_history(ready, estimator),
+        *said,
+        *_of_weights(task, ready, parameters),
+        *_of_oversampling(task, ready),
+    ]
     fusion = task.config.fusion.kind if len(ready.features.sets) > 1 else "concat"
     run = _run(task, ready, _head(task, ready, estimator, thresholds), said, began)
     return replace(run, parameters=parameters, held=held, fusion=fusion)
@@ -813,6 +840,23 @@ def _of_other_classes(task: Task) -> list[str]:
     return [f"search: {other:,} of {len(held):,} validation rows have a class that no training row has: wrong{loss}"]
 
 
+def _of_epochs(estimator: Any, parameters: Mapping[str, Any]) -> list[str]:
+    """Where early stopping, or convergence, ended the training, and which weights are kept."""
+    found = trained(estimator[-1], parameters)
+    ended = found is not None and (found.epochs < found.asked or found.kept != found.epochs)
+    return [found.said] if found is not None and ended else []
+
+
+def _of_history(ready: _Ready, estimator: Any) -> list[str]:
+    """Validation rows that a history leaves out: the head cannot predict their label."""
+    lines, codes = history_of(estimator), ready.codes[ready.rows["validation"]]
+    if not lines or "validation_score" not in lines[-1] or codes.ndim != 1:
+        return []
+    unknown = int((~np.isin(codes, estimator[-1].classes_)).sum())
+    without = f"without {unknown:,} of {len(codes):,} validation rows, whose labels no training row has"
+    return [f"validation losses and scores by epoch (history.csv) are {without}"] if 0 < unknown < len(codes) else []
+
+
 def _of_weights(task: Task, ready: _Ready, parameters: Mapping[str, Any]) -> list[str]:
     if ready.weights is None:
         return []
@@ -904,13 +948,20 @@ def _folds(task: Task, ready: _Ready, cv: Folds) -> tuple[list[tuple[Rows, Rows]
     return folds(task.kind.strata(ready.codes[train], cv.folds), ready.groups[train], cv.folds, cv.seed)
 
 
-def _fitted(task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], rows: Rows) -> Any:
-    """The chosen candidate, fitted on these rows and made fit to save."""
+def _fitted(
+    task: Task,
+    ready: _Ready,
+    steps: list[tuple[str, Any]],
+    parameters: Mapping[str, Any],
+    rows: Rows,
+    shown: str | None = None,
+) -> Any:
+    """The chosen candidate, fitted on these rows and made fit to save. shown: the name before its bar of epochs."""
     estimator = task.head.build(parameters, task.config.seed)
     held = ready.rows["validation"]
     rows = _repeated(task, ready, rows)
     pipeline = fit_pipeline(
-        task.head.name, steps, estimator, ready.x, ready.codes, rows, weights=ready.weights, held=held
+        task.head.name, steps, estimator, ready.x, ready.codes, rows, weights=ready.weights, held=held, shown=shown
     )
     pipeline.steps[-1] = "head", task.head.slim(pipeline[-1])
     return pipeline
@@ -926,7 +977,12 @@ def _mean(rows_in: Any, rows: Rows) -> npt.NDArray[np.float64]:
 
 
 def _held_out(
-    task: Task, ready: _Ready, estimator: Any, steps: list[tuple[str, Any]], parameters: Mapping[str, Any]
+    task: Task,
+    ready: _Ready,
+    estimator: Any,
+    steps: list[tuple[str, Any]],
+    parameters: Mapping[str, Any],
+    shown: str | None,
 ) -> Held | None:
     """Samples that the head was not trained on: validation rows, or with ``cv`` and no such rows the training rows.
 
@@ -939,7 +995,7 @@ def _held_out(
         return Held(held, f"{len(held.ids):,} validation samples")
     if cv is None:
         return None
-    held = _averaged(task, ready, ready.rows["train"], _out_of_fold(task, ready, steps, parameters, cv))
+    held = _averaged(task, ready, ready.rows["train"], _out_of_fold(task, ready, steps, parameters, cv, shown))
     return Held(held, f"out-of-fold probabilities of {len(held.ids):,} training samples")
 
 
@@ -992,14 +1048,20 @@ def _first(names: Sequence[str], most: int = 8, between: str = ", ") -> str:
 
 
 def _out_of_fold(
-    task: Task, ready: _Ready, steps: list[tuple[str, Any]], parameters: Mapping[str, Any], cv: Folds
+    task: Task,
+    ready: _Ready,
+    steps: list[tuple[str, Any]],
+    parameters: Mapping[str, Any],
+    cv: Folds,
+    shown: str | None,
 ) -> npt.NDArray[np.float64]:
     """Probabilities (training rows, labels), each row's by a head that was fitted without its fold."""
     train = ready.rows["train"]
     parts, _ = _folds(task, ready, cv)
     found = np.zeros((len(train), len(task.classes)))
-    for kept, held in parts:
-        estimator = _fitted(task, ready, steps, parameters, train[kept])
+    for number, (kept, held) in enumerate(parts, 1):
+        own = None if shown is None else f"fold {number} of {len(parts)}, {shown}"
+        estimator = _fitted(task, ready, steps, parameters, train[kept], own)
         several = task.targets.kind == "multi"
         found[held] = of_all(estimator, ready.x[train[held]], len(task.classes), several=several)
     return found

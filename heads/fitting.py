@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from embedcache.errors import UsageError
 from embedcache.view import Features
 from heads.base import weight_parameter
+from heads.epochs import watched
 from heads.grid import UNFIT
 
 Rows = npt.NDArray[np.int64]
@@ -29,11 +31,13 @@ def fit_pipeline(
     *,
     weights: Weights | None = None,
     held: Rows | None = None,
+    shown: str | None = None,
 ) -> Any:
     """A fitted scikit-learn pipeline. name: the head's; steps: unfitted transforms; estimator: unfitted.
 
     rows: of ``x`` and ``codes`` to train on. weights: of the rows of ``x``, for a head that takes them. held:
-    validation rows, for a head that stops early by them. Raises UsageError where it cannot be fitted.
+    validation rows, for a head that stops early by them. shown: the name before its bar of epochs; None shows none.
+    Raises UsageError where it cannot be fitted.
     """
     from sklearn.base import clone
     from sklearn.exceptions import ConvergenceWarning
@@ -53,7 +57,8 @@ def fit_pipeline(
                     taken(x, held) if transforms is None else transforms.transform(x[held]),
                     codes[held],
                 )
-            estimator.fit(own, codes[rows], **options)
+            with watched(estimator, shown) as watching:
+                estimator.fit(own, codes[rows], **options, **watching)
         except UNFIT as error:
             raise UsageError(f"The head {name!r} cannot be fitted: {error}") from error
     return Pipeline([*(transforms.steps if transforms is not None else []), ("head", estimator)])
@@ -74,10 +79,11 @@ def continue_pipeline(
     *,
     weights: Weights | None = None,
     held: Rows | None = None,
+    shown: str | None = None,
 ) -> None:
     """Train the head of a fitted pipeline ``epochs`` epochs more, behind its transforms as they are.
 
-    rows, weights, held: as in ``fit_pipeline``. Raises UsageError for a head that is not trained by epochs.
+    rows, weights, held, shown: as in ``fit_pipeline``. Raises UsageError for a head that is not trained by epochs.
     """
     estimator = pipeline[-1]
     if not hasattr(estimator, "continue_fit"):
@@ -93,7 +99,8 @@ def continue_pipeline(
         options[weight] = weights[rows]
     if validation is not None:
         options["validation"] = validation, codes[held]
-    estimator.continue_fit(own, codes[rows], epochs, **options)
+    with watched(estimator, shown, epochs) as watching:
+        estimator.continue_fit(own, codes[rows], epochs, **options, **watching)
 
 
 def weights_of(features: Features) -> Weights | None:
@@ -111,6 +118,33 @@ def history_of(estimator: Any) -> list[dict[str, float]]:
     from sklearn.pipeline import Pipeline
 
     return history(estimator[-1]) if isinstance(estimator, Pipeline) else []
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Epochs of a head that is trained by epochs. asked: at most; kept: whose weights it has, None if not known."""
+
+    epochs: int
+    asked: int
+    kept: int | None
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        kept = "" if self.kept is None else f", weights of epoch {self.kept}"
+        trained = f"stopped after {self.epochs} of" if self.epochs < self.asked else "trained for all of"
+        return f"{trained} {self.asked} epochs{kept}"
+
+
+def trained(estimator: Any, parameters: Mapping[str, Any]) -> Trained | None:
+    """What a fitted head says of its epochs; None for one that is not trained by them. parameters: those stated."""
+    if hasattr(estimator, "history_"):
+        return Trained(estimator.n_iter_, int(parameters.get("epochs", estimator.epochs)), estimator.kept_epoch_)
+    if not hasattr(estimator, "loss_curve_"):
+        return None
+    scores = getattr(estimator, "validation_scores_", None)
+    kept = 1 + int(np.argmax(scores)) if scores else int(estimator.n_iter_)
+    return Trained(int(estimator.n_iter_), int(estimator.max_iter), kept)
 
 
 def history(estimator: Any) -> list[dict[str, float]]:

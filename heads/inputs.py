@@ -33,10 +33,21 @@ def feature_sets(head: Head, dataset: CachedDataset, config: HeadConfig) -> tupl
     chosen = config.axis("features") or (config.features if config.features is not None else [[]])
     opened = dataset.with_words if reads(head) == TOKENS else dataset.features
     sets = tuple(opened(*names, captions=captions) for names in chosen)
+    _refuse_doubles(sets)
     if reads(head) == TOKENS:
         for one in sets:
             check_words(head.name, one)
     return sets
+
+
+def _refuse_doubles(sets: Sequence[Features]) -> None:
+    """Raise UsageError where a choice of features would be fitted twice, and compared with itself."""
+    seen = set()
+    for one in sets:
+        marks = tuple(own.file.fingerprint for own in one.sets)
+        if marks in seen:
+            raise UsageError(f"The features {label_of(one)} are named twice: leave one of them out.")
+        seen.add(marks)
 
 
 def with_each_alone(

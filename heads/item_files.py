@@ -56,6 +56,12 @@ class ItemFile:
         """Rows; reads the file once, and raises UsageError for what ``rows`` could not read."""
         return sum(1 for _ in self._cells())
 
+    def check(self, needed: Iterable[str]) -> None:
+        """Raise UsageError for a column that ``rows`` would not find; reads the first row."""
+        for cells in self._cells():
+            self._chosen(set(needed), list(cells))
+            return
+
     def rows(self, needed: Iterable[str] = ("image", "text")) -> Iterator[ItemRow]:
         """Row after row. needed: modalities whose columns must be there.
 
@@ -139,7 +145,7 @@ def predict_rows(
     """
     from tqdm import tqdm
 
-    needed = {one.modality for one in predictor.head.features}
+    needed = predictor.head.modalities
     own = iter(rows)
     with tqdm(total=total, unit=" rows", desc="predict", disable=not progress, dynamic_ncols=True) as bar:
         while batch := list(islice(own, BATCH)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from heads.base import TEXTS
 from heads.inputs import seen as seen_now
 from heads.inputs import text_units, texts_of
 from heads.kinds import KindName
-from heads.saved import FeatureBinding, FittedHead, label_sets
+from heads.saved import FeatureBinding, FittedHead, check_names, label_sets
 from heads.sequences import Sequences, rows_of
 from heads.thresholds import Flags, decide
 
@@ -115,13 +115,15 @@ class ItemPredictor:
     """A head with its encoders loaded: photos and texts to labels, batch after batch.
 
     checkpoints: by feature set, the folder or weight file of an encoder that came from one. Raises UsageError where
-    an encoder on this machine is another one than the head was fitted on, naming both fingerprints.
+    an encoder on this machine is another one than the head was fitted on, naming both fingerprints, and
+    UnknownNameError for a checkpoint of a feature set that the head does not have.
     """
 
     def __init__(
         self, head: FittedHead, *, checkpoints: Mapping[str, str] | None = None, options: Options | None = None
     ) -> None:
         self.head = head
+        check_names(checkpoints or {}, [one.name for one in head.features])
         self._encoders = [None if one.words else _opened(one, checkpoints or {}, options) for one in head.features]
 
     def predict(
@@ -136,7 +138,7 @@ class ItemPredictor:
         default the images, or the texts where the head takes no images.
         """
         given: dict[str, Sequence[Any]] = {"image": images, "text": texts}
-        needed = _needed(self.head)
+        needed = self.head.modalities
         _refuse_mismatch(self.head, given, needed)
         n = len(given[next(iter(needed))])
         names = list(ids) if ids is not None else [_name(given, needed, row) for row in range(n)]
@@ -167,11 +169,6 @@ class ItemPredictor:
         return Predictions(own, self.head.classes, probabilities, failures, self.head.kind, self.head.thresholds)
 
 
-def _needed(head: FittedHead) -> set[str]:
-    """The modalities that a head needs of each item."""
-    return {one.modality for one in head.features} if head.reads != TEXTS else {"text"}
-
-
 def predict_items(
     head: FittedHead,
     images: Sequence[Path] = (),
@@ -186,13 +183,28 @@ def predict_items(
     modality that the head needs is missing, or where an encoder on this machine is another one; AllItemsFailedError
     where nothing could be encoded.
     """
-    _refuse_mismatch(head, {"image": images, "text": texts}, _needed(head))
+    _refuse_mismatch(head, {"image": images, "text": texts}, head.modalities)
+    _refuse_hopeless(head, images, texts)
     found = ItemPredictor(head, checkpoints=checkpoints, options=options).predict(images, texts)
     if not found.ids:
-        raise AllItemsFailedError(
-            "Nothing could be encoded: " + "; ".join(f"{name}: {reason}" for name, reason in found.failures.items())
-        )
+        raise _nothing_encoded(found.failures)
     return found
+
+
+def _nothing_encoded(failures: Mapping[str, str]) -> AllItemsFailedError:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+    return AllItemsFailedError(f"Nothing could be encoded: {reasons}")
+
+
+def _refuse_hopeless(head: FittedHead, images: Sequence[Path], texts: Sequence[str]) -> None:
+    """Raise AllItemsFailedError for items of which none is there, before an encoder is loaded for them."""
+    given: dict[str, Sequence[Any]] = {"image": images, "text": texts}
+    lacking = {"image": [not path.is_file() for path in images], "text": [not text.strip() for text in texts]}
+    reasons = {"image": "the file is missing", "text": "the text is empty"}
+    for modality in sorted(head.modalities):
+        if all(lacking[modality]):
+            names = [_name(given, {modality}, row) for row in range(len(given[modality]))]
+            raise _nothing_encoded(dict.fromkeys(names, reasons[modality]))
 
 
 def merged(parts: Sequence[Predictions]) -> Predictions:
@@ -223,7 +235,7 @@ def _sequences(
     return Sequences.of(tokens, offsets, len(words), matrix, words, binding.fingerprint)
 
 
-def _refuse_mismatch(head: FittedHead, given: Mapping[str, Sequence[Any]], needed: set[str]) -> None:
+def _refuse_mismatch(head: FittedHead, given: Mapping[str, Sequence[Any]], needed: Set[str]) -> None:
     features = " + ".join(f"{one.name} ({one.modality})" for one in head.features) or TEXTS
     for modality, items in given.items():
         if modality in needed and not len(items):
@@ -235,8 +247,11 @@ def _refuse_mismatch(head: FittedHead, given: Mapping[str, Sequence[Any]], neede
         raise UsageError(f"Images and texts belong together one by one; got {counts}.")
 
 
-def _name(given: Mapping[str, Sequence[Any]], needed: set[str], row: int) -> str:
-    return str(given["image" if "image" in needed else "text"][row])
+def _name(given: Mapping[str, Sequence[Any]], needed: Set[str], row: int) -> str:
+    """The item itself; of one that is blank or missing, its number."""
+    modality = "image" if "image" in needed else "text"
+    item = given[modality][row]
+    return str(item) if item is not None and str(item).strip() else f"{modality} {row + 1}"
 
 
 def _opened(binding: FeatureBinding, checkpoints: Mapping[str, str], options: Options | None) -> OpenedEncoder:

@@ -23,7 +23,7 @@ from heads import curves, training_state
 from heads.base import TEXTS
 from heads.config import AXES, Fusion, HeadConfig, plain, to_yaml
 from heads.fit import FittedRun, Scored, Task
-from heads.fitting import history_of
+from heads.fitting import history_of, trained
 from heads.inputs import seen
 from heads.kinds import KINDS, KindName
 from heads.metrics import NOWHERE, Interval, interval, rank_of_truth, worst_pairs
@@ -48,7 +48,10 @@ CONFIG, METRICS_FILE, CV_RESULTS, HISTORY, PREDICTIONS, SEEN, HEAD = (
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One choice of features in a comparison. difference: score less the best's, paired on the same samples."""
+    """One choice of features in a comparison. dims: numbers that the head sees.
+
+    difference: score less the best's, paired on the same samples.
+    """
 
     label: str
     dims: int
@@ -210,6 +213,7 @@ def metrics_document(task: Task, run: FittedRun) -> dict[str, Any]:
         "captions": run.head.captions,
         "head": run.head.head,
         "parameters": plain(run.parameters),
+        **({"training": asdict(epochs)} if (epochs := trained(run.head.last, run.parameters)) is not None else {}),
         "transform": plain(run.transform),
         "classes": len(run.head.classes),
         **({"vocabulary": asdict(task.vocabulary)} if task.vocabulary is not None else {}),
@@ -287,6 +291,7 @@ def _search_document(run: FittedRun, task: Task) -> dict[str, Any] | None:
         **({"scores": list(task.scores)} if len(task.scores) > 1 else {}),
         **({"search": task.config.search} if task.config.search != "grid" else {}),
         **{name: best[f"param_{name}"] for name in AXES if f"param_{name}" in best},
+        "best": plain({key.removeprefix("param_"): value for key, value in best.items() if key.startswith("param_")}),
         "best_mean_test_score": best["mean_test_score"],
         "best_std_test_score": best["std_test_score"],
         "seconds": round(run.search.seconds, 3),
@@ -366,7 +371,7 @@ def compare(task: Task, runs: Sequence[FittedRun], folders: Sequence[str]) -> Co
     rows = tuple(
         ComparisonRow(
             runs[index].label,
-            sum(runs[index].features.dims),
+            width(runs[index]),
             interval(values[index], draws[index]),
             None if index == best else interval(values[index] - values[best], draws[index] - draws[best]),
             folders[index],
@@ -374,6 +379,14 @@ def compare(task: Task, runs: Sequence[FittedRun], folders: Sequence[str]) -> Co
         for index in order
     )
     return Comparison(split, metric, len(scored[0].truth), rows)
+
+
+def width(run: FittedRun) -> int:
+    """Numbers that the head sees of a sample: behind transforms and a product, not those that are cached.
+
+    Where the answers of several heads are fused, what they see in all.
+    """
+    return int(getattr(run.head.last, "n_features_in_", sum(run.features.dims)))
 
 
 def resolve_run(run: str | Path, out: Path = Path("runs")) -> Path:

@@ -173,9 +173,13 @@ def _worst_pairs(pairs: Sequence[Mapping[str, Any]], split: str) -> list[str]:
     """The most frequent confusions; nothing where there is no error."""
     if not pairs:
         return []
-    rows = [(one["truth"], one["predicted"], f"{one['count']:,}", f"{100 * one['share']:.1f} %") for one in pairs]
     head = ("truth", "predicted", "samples", "share of the class")
-    return [f"<p class=sub>The most frequent confusions on {_text(split)}:</p>", _table(head, rows)]
+    return [f"<p class=sub>The most frequent confusions on {_text(split)}:</p>", _table(head, map(pair_cells, pairs))]
+
+
+def pair_cells(pair: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Of a confusion: the truth, what is predicted instead, how often, and in what share of the class."""
+    return (str(pair["truth"]), str(pair["predicted"]), f"{pair['count']:,}", f"{100 * pair['share']:.1f} %")
 
 
 def _repeats(found: Repeats) -> list[str]:
@@ -183,7 +187,7 @@ def _repeats(found: Repeats) -> list[str]:
     metrics = list(next(iter(found.scores.values()), {}))
     rows = [(name.replace("_", " "), *(own[name].shown(name) for own in found.scores.values())) for name in metrics]
     head = ("mean ± deviation", *found.scores)
-    return [f"<h3>{len(found.seeds)} seeds</h3>", _table(head, rows), f"<p class=sub>{_text(found.said)}</p>"]
+    return [f"<h3>{len(found.seeds)} seeds</h3>", _table(head, rows)]  # which ones, a note says
 
 
 LABEL_COLUMNS: Final = ("label", "threshold", "TP", "FP", "FN", "TN", "F1", "AP")

@@ -12,12 +12,12 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import DamagedFileError, EmbedCacheError, UsageError
+from embedcache.errors import DamagedFileError, EmbedCacheError, UsageError, unknown_name
 from embedcache.files import replacing, write_json
 from embedcache.provenance import FloatType, StoredType
 from embedcache.view import Features, FeatureSet
 from heads import HEADS, head_named
-from heads.base import VECTORS, reads
+from heads.base import TEXTS, VECTORS, reads
 from heads.fusion import Late, Union, from_document
 from heads.kinds import KindName
 from heads.probabilities import of_all
@@ -50,6 +50,13 @@ class FeatureBinding:
     def words(self) -> bool:
         """Whether it has word ids, not vectors."""
         return self.dim == 0
+
+
+def check_names(checkpoints: Mapping[str, str], names: Sequence[str]) -> None:
+    """Raise UnknownNameError for a checkpoint of a feature set that is not among ``names``."""
+    for name in checkpoints:
+        if name not in names:
+            raise unknown_name("feature set in --checkpoint:", name, names)
 
 
 @dataclass(frozen=True)
@@ -90,13 +97,18 @@ class FittedHead:
         """
         given = x
         if not isinstance(x, Sequences):
-            given = np.asarray(x) if self.reads == "texts" else np.asarray(x, np.float32)
+            given = np.asarray(x) if self.reads == TEXTS else np.asarray(x, np.float32)
         return of_all(self.estimator, given, len(self.classes), several=self.kind == "multi")
 
     @property
     def reads(self) -> str:
         """``vectors``, ``texts`` or ``tokens``."""
         return reads(HEADS[self.head]) if self.head in HEADS else VECTORS
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """What it needs of each item: an image, a text, or both."""
+        return frozenset({"text"} if self.reads == TEXTS else {one.modality for one in self.features})
 
     @property
     def last(self) -> Any:

@@ -17,6 +17,28 @@ from heads.predict import Predictions
 SEPARATORS: Final = (" ", "|", ";")
 
 
+SUBMISSIONS: Final = (".csv", ".json")
+TABLES: Final = (".csv", ".jsonl", ".ndjson")
+_LINES: Final = TABLES[1:]
+
+
+def check_submission(path: Path) -> None:
+    """Raise UsageError for a name whose ending is no format of a submission, or a folder that is not there."""
+    _check(path, SUBMISSIONS, "A submission is CSV or a JSON list")
+
+
+def check_table(path: Path) -> None:
+    """Raise UsageError for a name whose ending is no format of a table, or a folder that is not there."""
+    _check(path, TABLES, "A table is CSV or JSON lines")
+
+
+def _check(path: Path, known: Sequence[str], what: str) -> None:
+    if path.suffix.lower() not in known:
+        raise UsageError(f"{what}: expected a name that ends in {' or '.join(known)}, got {path}.")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"There is no folder {path.absolute().parent} to write {path.name} into: make it first.")
+
+
 @dataclass(frozen=True)
 class Format:
     """What a submission calls its two columns. whole_ids: its ids are whole numbers, which JSON tells from texts."""
@@ -37,8 +59,10 @@ FORMATS: Final[Mapping[str, Format]] = {
 def write_submission(path: Path, found: Predictions, adapter: str | None = None) -> None:
     """A row per id, in the order of ``found``: CSV, or a JSON list of objects where the name ends in ``.json``.
 
-    In CSV several labels stand in one cell with a space between them ("|" or ";" where a label has a space).
+    In CSV several labels stand in one cell with a space between them ("|" or ";" where a label has a space). Raises
+    UsageError for another ending.
     """
+    check_submission(path)
     layout = FORMATS.get(adapter or "", Format("id", "labels" if found.kind == "multi" else "label"))
     if path.suffix.lower() == ".json":
         _write_json(path, layout, found)
@@ -58,7 +82,8 @@ def table_of(path: Path) -> Iterator[Callable[[Predictions], None]]:
 
     CSV, or JSON lines (``Predictions.rows``) where the name ends in ``.jsonl``.
     """
-    as_lines = path.suffix.lower() in (".jsonl", ".ndjson")
+    check_table(path)
+    as_lines = path.suffix.lower() in _LINES
     with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         began = False

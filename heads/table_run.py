@@ -131,17 +131,18 @@ def fit_table(
     try:
         for place, (config, task) in enumerate(prepared.items()):
             began = time.perf_counter()
-            own = folder / f"{place + 1:02d}-{record.slug(label(table, config))}"
+            shown = label(table, config)
+            own = folder / f"{place + 1:02d}-{record.slug(shown)}"
             try:
-                runs = fit(task, progress=progress, searches=searches)
+                runs = fit(task, progress=progress, searches=searches, name=shown)
             except EmbedCacheError as error:
                 failed[place] = str(error)
-                said(f"{place + 1} of {len(prepared.tasks)} failed: {label(table, config)}: {error}")
+                said(f"{place + 1} of {len(prepared.tasks)} failed: {shown}: {error}")
                 continue
             _record(own, task, runs[-1])
             fitted[place] = keep(task, runs, own.name, _size(own, checkpoints or {}) if wants_size else None)
             seconds = time.perf_counter() - began
-            said(f"{place + 1} of {len(prepared.tasks)} done in {seconds:.1f} s: {label(table, config)}")
+            said(f"{place + 1} of {len(prepared.tasks)} done in {seconds:.1f} s: {shown}")
     finally:
         found = _assembled(table, fitted, failed)
         write_json(folder / TABLE, asdict(found))

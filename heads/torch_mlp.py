@@ -19,6 +19,7 @@ from heads.parameters import check
 if TYPE_CHECKING:
     import torch
 
+    from heads.epochs import OnEpoch
     from heads.training import TrainingOptions
 
 OPTIONS = (
@@ -49,10 +50,19 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.classifier_tags.multi_label = True
         return tags
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation: tuple[Any, Any] | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        validation: tuple[Any, Any] | None = None,
+        on_epoch: OnEpoch | None = None,
+    ) -> Self:
         """Train on all rows of ``X``: of a matrix (n, dim), numpy (a map too) or a torch tensor, float16 is not copied.
 
-        y: classes (n,), or indicators (n, labels). validation: ``(X, y)`` for early stopping and the history.
+        y: classes (n,), or indicators (n, labels). validation: ``(X, y)`` for early stopping and the history. on_epoch:
+        is told each line of the history.
         """
         from heads.training import Progress, chosen_device
 
@@ -70,13 +80,23 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with _seeded(self._seed, device):
             self.module_ = self._built(x, rows).to(device)
             self._progress = Progress()
-            self._train(inputs, targets, rows, weights, held)
+            self._train(inputs, targets, rows, weights, held, on_epoch=on_epoch)
         return self
 
     def continue_fit(
-        self, X: Any, y: Any, epochs: int, sample_weight: Any = None, *, validation: tuple[Any, Any] | None = None
+        self,
+        X: Any,
+        y: Any,
+        epochs: int,
+        sample_weight: Any = None,
+        *,
+        validation: tuple[Any, Any] | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> Self:
-        """Train ``epochs`` epochs more on the same kind of rows: weights, optimiser and history go on."""
+        """Train ``epochs`` epochs more on the same kind of rows: weights, optimiser and history go on.
+
+        Early stopping waits anew: what ended the training before does not end it again.
+        """
         from heads.training import chosen_device
 
         check_is_fitted(self)
@@ -86,8 +106,9 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         device = chosen_device(self.device)
         held = self._held(*validation, device) if validation is not None else None
         self.module_.to(device)
+        self._progress.waited = 0
         with _seeded(self._seed + len(self.history_), device):
-            self._train(self._inputs(x, device), targets, np.arange(len(x)), weights, held, epochs)
+            self._train(self._inputs(x, device), targets, np.arange(len(x)), weights, held, epochs, on_epoch)
         return self
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
@@ -119,6 +140,11 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def n_iter_(self) -> int:
         """Epochs that were trained."""
         return self._progress.epochs
+
+    @property
+    def kept_epoch_(self) -> int | None:
+        """The epoch whose weights it has: the last one, or with early stopping the best; None where it is not known."""
+        return self._progress.best_epoch or None if self.early_stopping else self.n_iter_
 
     # ------------------------------------------------------------------------------------------ keeping it
 
@@ -257,6 +283,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weights: npt.NDArray[np.float32] | None,
         held: Any,
         epochs: int | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> None:
         import torch
 
@@ -282,6 +309,7 @@ class TorchHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             validation=held,
             seed=self._seed,
             progress=self._progress,
+            **({} if on_epoch is None else {"on_epoch": on_epoch}),
         )
 
     def _row_weights(

@@ -140,12 +140,14 @@ class Progress:
     """Where a training stands: all that is needed to go on with it.
 
     history: a mapping per epoch: ``epoch``, ``learning_rate``, ``seconds``, ``train_loss``, ``train_score``; the same
-    for ``validation``. best: the weights of the epoch with the lowest validation loss, with early stopping.
+    for ``validation``. best: the weights of the epoch with the lowest validation loss, with early stopping; best_epoch:
+    which one that is, 0 where it is not known.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
     best_loss: float = math.inf
+    best_epoch: int = 0
     waited: int = 0
     optimizer: dict[str, Any] | None = None
 
@@ -277,6 +279,7 @@ def _stops(module: nn.Module, state: Progress, loss: float, patience: int) -> bo
     """Keep the best weights; whether it is time to stop."""
     if loss < state.best_loss:
         state.best, state.best_loss, state.waited = copy.deepcopy(module.state_dict()), loss, 0
+        state.best_epoch = state.epochs
     else:
         state.waited += 1
     return state.waited >= patience

@@ -32,7 +32,7 @@ def keep(estimator: Any, folder: Path) -> bool:
         return False
     tensors, document = _flat(progress.optimizer)
     tensors |= {f"best.{name}": tensor for name, tensor in (progress.best or {}).items()}
-    document |= {"best_loss": _finite(progress.best_loss), "waited": progress.waited}
+    document |= {"best_loss": _finite(progress.best_loss), "best_epoch": progress.best_epoch, "waited": progress.waited}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if sum(tensor.nbytes for tensor in tensors.values()) > KEPT_AT_MOST:
         return False
@@ -62,6 +62,7 @@ def restore(estimator: Any, folder: Path) -> bool:
         progress.optimizer = _nested(document, tensors)
         progress.best = best or None
         progress.best_loss = math.inf if document["best_loss"] is None else float(document["best_loss"])
+        progress.best_epoch = int(document.get("best_epoch", 0))  # earlier releases do not say it
         progress.waited = int(document["waited"])
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedFileError(

@@ -468,3 +468,14 @@ def test_contract_half_precision_stays_close(each: Backbone) -> None:
     assert half.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(full, half).min() > 0.98
     assert not torch.equal(full, half)
+
+
+def test_a_folder_of_another_library_is_said_to_be_one(tmp_path: Path) -> None:
+    for config, family, expected in (
+        ({"model_type": "vit"}, "timm", f"that of a transformers 'vit'. As such it is hf:{tmp_path}"),
+        ({}, "timm", "is no timm checkpoint: its config.json names no 'architecture'"),
+        ({"architecture": "resnet18"}, "hf", f"names timm's 'resnet18'. As such it is timm:{tmp_path}"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=re.escape(expected)):
+            resolve(f"{family}:{tmp_path}")

@@ -92,7 +92,7 @@ def test_another_encoder_is_refused_with_both_fingerprints(head: FittedHead) -> 
     image, text = head.features
     other = replace(head, features=(image, replace(text, settings={"lowercase": True})))
     with pytest.raises(UsageError, match=rf"demo-text@{text.fingerprint}; .* make demo-text@(?!{text.fingerprint})"):
-        predict_items(other, [Path("a.jpg")], ["a bird"])
+        predict_items(other, [Path(__file__)], ["a bird"])
 
 
 def test_the_command_prints_json_and_writes_a_submission(birds: Path, tmp_path: Path) -> None:

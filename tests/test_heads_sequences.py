@@ -288,7 +288,7 @@ def test_new_texts_get_the_ids_of_the_same_vocabulary(tmp_path: Path, kind: str)
     loaded = FittedHead.load(tmp_path / "head")
     found = predict_items(loaded, texts=["so so red 1", "never seen words blue", "  "])
     assert found.ids == ("so so red 1", "never seen words blue")
-    assert found.failures == {"  ": "the text is empty"}
+    assert found.failures == {"text 3": "the text is empty"}
     data = ec.open(tmp_path)["tiny"]
     split = predict_dataset(loaded, data, "test")
     np.testing.assert_allclose(split.probabilities, run.scored["test"].probabilities, atol=1e-6)

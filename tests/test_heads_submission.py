@@ -72,6 +72,26 @@ def test_vqa_results_are_the_published_json(tmp_path: Path) -> None:
         write_submission(tmp_path / "out.json", replace(CLASSES, ids=("one", "2")), "vqa")
 
 
+@pytest.mark.parametrize("write", [write_submission, write_table])
+def test_what_cannot_be_written_is_refused_and_nothing_is_made(tmp_path: Path, write: Any) -> None:
+    for name in ("out.xlsx", "out.txt", "out"):
+        with pytest.raises(UsageError, match=f"expected a name that ends in .csv or .json.*, got .*{name}"):
+            write(tmp_path / name, SETS)
+    with pytest.raises(UsageError, match="There is no folder"):
+        write(tmp_path / "new" / "out.csv", SETS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_are_refused_before_a_head_is_read(tmp_path: Path) -> None:
+    for options, expected in (
+        (("--table", tmp_path / "x.xlsx"), "A table is CSV or JSON lines"),
+        (("--submission", tmp_path / "x.jsonl"), "A submission is CSV or a JSON list"),
+        (("--submission", tmp_path / "x.csv", "--text", "one"), "--submission is of a list of samples"),
+    ):
+        done = CliRunner().invoke(app, ["predict", "--run", "none", *map(str, options)])
+        assert (done.exit_code, expected in done.stderr) == (2, True), done.output
+
+
 def test_other_json_holds_lists_of_labels(tmp_path: Path) -> None:
     write_submission(tmp_path / "out.json", SETS, "coco")
     assert json.loads((tmp_path / "out.json").read_text())[0] == {"id": "b.jpg", "labels": ["1", "19"]}

@@ -153,3 +153,28 @@ def test_an_oversampled_run_goes_on(tmp_path: Path) -> None:
     _, more = continuing.go_on(folder, 1, tmp_path / "cache")
     assert more.transform == run.transform == []
     assert all(one.head.estimator[-1].standardize for one in (run, more))
+
+
+def test_what_would_be_compared_with_itself_is_refused(tmp_path: Path) -> None:
+    captioned(tmp_path / "cache")
+    with pytest.raises(UsageError, match="The features my-image are named twice"):
+        prepared(tmp_path / "cache", features=[["my-image"], ["my-text"], ["my-image"]])
+    where = ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "runs")]
+    for options, expected in (
+        (["--features", "my-image", "--features", "my-image"], "my-image are named twice"),
+        (["--head", "knn", "--head", "ridge", "--head", "knn", "--features", "my-image"], "--head knn is given twice"),
+    ):
+        done = CliRunner().invoke(app, ["fit-head", *options, *where])
+        assert (done.exit_code, expected in done.stderr) == (2, True), done.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_history_says_which_validation_rows_it_leaves_out(tmp_path: Path) -> None:
+    labels = [f"rare {row}" if row % 10 == 0 else f"class {row % 2}" for row in range(60)]
+    split = ["validation" if row % 3 == 0 else "train" for row in range(60)]
+    separable(tmp_path, labels=labels, split=split, dim=30)
+    (run,) = fit(prepared(tmp_path, select={"top_classes": 2}, **MLP))
+    said = "validation losses and scores by epoch (history.csv) are without 2 of 20 validation rows, whose labels no"
+    assert any(note.startswith(said) for note in run.notes)
+    (known,) = fit(prepared(tmp_path, select={"filter": {"label": ["class 0", "class 1"]}}, **MLP))
+    assert not any("history.csv" in note for note in known.notes)

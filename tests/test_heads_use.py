@@ -34,6 +34,7 @@ from heads.repeats import gathered
 from heads.saved import FittedHead
 from heads.training_state import TRAINING
 from tests.heads_helpers import add_features, captioned, described, fitted, image_name, prepared, separable, tagged
+from tests.test_heads_classic import worded
 
 REPOSITORY = Path(__file__).parents[1]
 MLP: dict[str, Any] = {
@@ -112,6 +113,53 @@ def test_a_list_of_photos_and_texts_gets_what_extraction_and_fit_gave_them(birds
     assert [(one["id"], one["label"]) for one in again] == [(row["id"], row["label"]) for row in rows]
     shown = json.loads(call(*run, "--images", birds / "data", "--json").stdout)["predictions"]
     assert [one["label"] for one in shown] == [row["label"] for row in rows]
+
+
+def test_wrong_items_and_names_are_refused_before_an_encoder_is_loaded(
+    birds: Path, head: FittedHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("an encoder was loaded")
+
+    listed(birds, tmp_path / "items.csv")
+    monkeypatch.setattr(predicting, "_opened", loaded)
+    run = ("predict", "--run", birds / "runs" / "latest")
+    wrong = call(*run, "--csv", tmp_path / "items.csv", "--image-column", "foto", "--text-column", "caption", code=2)
+    assert "Unknown image column" in wrong.stderr
+    gone = call(*run, "--image", tmp_path / "gone.jpg", "--text", "a bird", code=1)
+    assert f"{tmp_path / 'gone.jpg'}: the file is missing" in gone.stderr
+    other = call(*run, "--csv", tmp_path / "items.csv", *COLUMNS, "--checkpoint", "demo-imag=.", code=2)
+    assert "Unknown feature set in --checkpoint: 'demo-imag'. Did you mean 'demo-image'?" in other.stderr
+    with pytest.raises(UnknownNameError, match="demo-imag"):
+        ItemPredictor(head, checkpoints={"demo-imag": "."})
+    sized = call("info", "--run", birds / "runs" / "latest", "--checkpoint", "demo-imag=.", code=2)
+    assert "Did you mean 'demo-image'?" in sized.stderr
+
+
+def test_a_blank_text_is_named_by_its_number(tmp_path: Path) -> None:
+    worded(tmp_path)
+    (run,) = fitted(tmp_path, head="tfidf")
+    found = predicting.predict_items(run.head, texts=["a good text", " "])
+    assert found.failures == {"text 2": "the text is empty"}
+
+
+def test_a_list_of_texts_is_predicted_by_a_head_that_reads_them(tmp_path: Path) -> None:
+    worded(tmp_path)
+    (run,) = fitted(tmp_path, head="tfidf")
+    path = tmp_path / "texts.csv"
+    path.write_text("id,text\na,one text\nb,\n", encoding="utf-8")
+    [found] = item_files.predict_rows(ItemPredictor(run.head), ItemFile(path).rows(run.head.modalities))
+    assert (found.ids, found.failures) == (("a",), {"b": "the text is empty"})
+
+
+def test_why_a_size_is_not_known_stands_below_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    separable(tmp_path / "cache")
+    folder = recorded(tmp_path / "cache", tmp_path / "runs")
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call("info", "--run", folder).stdout.splitlines()
+    assert lines[2].split() == ["my-image", "not", "known"]
+    assert lines[4].startswith("all that is known")
+    assert lines[5].startswith("my-image: ")
 
 
 def test_a_photo_and_a_caption_that_no_cache_has_seen_equal_extract_and_predict(birds: Path, tmp_path: Path) -> None:
@@ -260,6 +308,80 @@ def test_training_goes_on_from_disk_as_it_would_in_memory(tmp_path: Path, fixed:
     x = run.features.matrix(np.float32)
     np.testing.assert_array_equal(more.head.predict_proba(x), in_memory.head.predict_proba(x))
     assert more.scored["test"].scores == in_memory.scored["test"].scores
+
+
+def test_a_run_that_stopped_early_says_so_and_waits_anew_when_it_goes_on(tmp_path: Path) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "runs"
+    separable(cache, noise=3.0)
+    fixed = {**MLP["fixed"], "epochs": 60, "early_stopping": True, "patience": 4}
+    first = recorded(cache, out, **{**MLP, "fixed": fixed})
+    before = read_metrics(first)
+    epochs, kept = before["training"]["epochs"], before["training"]["kept"]
+    assert kept == epochs - 4 < 56
+    said = f"stopped after {epochs} of 60 epochs, weights of epoch {kept}"
+    assert said in before["notes"]
+    done = call("fit-head", "--continue", "latest", "--epochs", "9", "--cache", cache, "--out", out)
+    after = read_metrics(out / "latest")
+    assert after["training"]["asked"] == epochs + 9
+    assert after["training"]["epochs"] >= epochs + 4
+    assert any(note.startswith(f"goes on from {first.name} after {epochs} epochs") for note in after["notes"])
+    ended = next(note for note in after["notes"] if f"{after['training']['epochs']} of {epochs + 9} epochs" in note)
+    assert ended.endswith(f"weights of epoch {after['training']['kept']}")
+    assert ended in done.stdout.replace("\n      ", " ")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What stands before the bars of epochs, and their last numbers, as they are shown."""
+    import tqdm
+
+    seen: list[str] = []
+
+    class Bar(tqdm.tqdm):
+        def close(self) -> None:
+            if not self.disable and self.unit == " epochs":
+                seen.append(f"{self.desc} {self.n}/{self.total} {self.postfix}")
+            super().close()
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    return seen
+
+
+def test_a_single_fit_shows_its_epochs_and_says_what_an_interrupt_leaves(
+    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    separable(tmp_path / "cache")
+    where = ("--cache", tmp_path / "cache", "--out", tmp_path / "runs")
+    few = ("--set", "fixed.epochs=3", "--set", "fixed.hidden_layer_sizes=[4]")
+    call("fit-head", "--head", "mlp", *few, "--set", "seeds=2", *where)
+    assert [one.partition(" loss")[0] for one in told] == ["mlp 3/3", "seed 1, mlp 3/3"]
+    call("fit-head", "--continue", "latest", "--epochs", "2", *where)
+    assert told[2].startswith("mlp 2/2 loss ")
+    call("fit-head", "--head", "mlp", *few, "--json", *where)
+    call("fit-head", "--head", "logistic", *where)
+    assert len(told) == 3
+    call("fit-head", "--head", "mlp", "--head", "logistic", *few, *where)
+    assert told[3].startswith("mlp 3/3")
+
+    monkeypatch.setattr("heads.torch_mlp.MLPHead.fit", interrupted_fit)
+    begun = ("fit-head", "--head", "mlp", *few, *where)
+    assert "Nothing of this fit is kept" in call(*begun, code=130).stderr
+    searched = call(*begun, "--set", "grid={dropout: [0.0, 0.1]}", "--set", "jobs=1", code=130).stderr
+    assert "Finished fits of the search are kept" in searched
+    assert "What was committed" not in searched
+    assert "stay recorded below" in call(*begun, "--head", "logistic", code=130).stderr
+
+
+def interrupted_fit(self: Any, *_: Any, on_epoch: Any = None, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_run_of_several_seeds_says_which_one_goes_on(tmp_path: Path) -> None:
+    separable(tmp_path / "cache")
+    folder = recorded(tmp_path / "cache", tmp_path / "runs", **MLP, seeds=2, seed=3)
+    _, more = continuing.go_on(folder, 1, tmp_path / "cache")
+    note = f"goes on from {folder.name} after 6 epochs, with the head of seed 3 alone, one of 2"
+    assert note in more.notes
 
 
 def test_a_run_that_goes_on_is_a_run_of_its_own(tmp_path: Path) -> None:

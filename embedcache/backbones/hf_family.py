@@ -473,6 +473,9 @@ def resolve_towers(name: str, checkpoint: str, settings: BackboneSettings, tower
     if not path.is_file():
         raise CheckpointError(f"The folder {found.folder} has no config.json: it is no transformers checkpoint.")
     config = json.loads(path.read_text(encoding="utf-8"))
+    if "model_type" not in config and "architecture" in config:
+        named = f"its config.json names timm's {config['architecture']!r}. As such it is timm:{checkpoint}"
+        raise CheckpointError(f"{found.folder} is no transformers checkpoint: {named}.")
     common = (settings, found.folder, found.name, found.commit, config)
     local = checkpoints.is_local(checkpoint)
     model_type = str(config.get("model_type"))

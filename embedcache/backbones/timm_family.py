@@ -322,7 +322,9 @@ def _from_folder(found: Checkpoint, name: str, settings: BackboneSettings, *, lo
         raise CheckpointError(f"The folder {found.folder} has no config.json, so it names no timm architecture.")
     document = json.loads(path.read_text(encoding="utf-8"))
     config = document.get("pretrained_cfg") or document
-    architecture = str(document.get("architecture", config.get("architecture")))
+    architecture = str(document.get("architecture", config.get("architecture", "")))
+    if not architecture:
+        raise CheckpointError(f"{found.folder} is no timm checkpoint: {_of_others(found.folder, document)}.")
     _refuse_unknown(architecture)
     files = (
         (Path(settings.weights).expanduser(),) if settings.weights else tuple(checkpoints.weight_files(found.folder))
@@ -330,6 +332,13 @@ def _from_folder(found: Checkpoint, name: str, settings: BackboneSettings, *, lo
     arguments = {key: value for key, value in document.get("model_args", {}).items() if key != "num_classes"}
     local = local or settings.weights is not None
     return TimmBackbone(name, settings, architecture, arguments, config, files, found.commit, local)
+
+
+def _of_others(folder: Path, document: Mapping[str, Any]) -> str:
+    """What a folder is whose ``config.json`` names no timm architecture, and how it is read."""
+    if "model_type" in document:
+        return f"its config.json is that of a transformers {document['model_type']!r}. As such it is hf:{folder}"
+    return "its config.json names no 'architecture'"
 
 
 def _refuse_unknown(architecture: str) -> None:
