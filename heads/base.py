@@ -51,9 +51,16 @@ def reads(head: Head) -> str:
     return str(getattr(head, "reads", VECTORS))
 
 
+def innermost(head: Any) -> Any:
+    """A kind of head without what is put around it for a task."""
+    while hasattr(head, "inner"):
+        head = head.inner
+    return head
+
+
 def keeps_rows(head: Head) -> bool:
     """Whether the training rows are the head: what it takes, and what a prediction costs, grows with them."""
-    return bool(getattr(getattr(head, "inner", head), "keeps_rows", False))
+    return bool(getattr(innermost(head), "keeps_rows", False))
 
 
 def constructor_parameters(kind: type) -> dict[str, Any]:

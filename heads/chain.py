@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.multioutput import ClassifierChain
 
-from heads.per_label import Weights, fitted_or_constant, weighted_rows, with_state_of
+from heads.per_label import Weights, fitted_or_constant, for_label, weighted_rows, with_state_of
 
 
 class Chain(ClassifierChain):  # type: ignore[misc]
@@ -24,8 +23,10 @@ class Chain(ClassifierChain):  # type: ignore[misc]
         seen = sparse.hstack((X, own), format="csr") if sparse.issparse(X) else np.hstack((X, own))
         self.order_, self.chain_method_, self.n_features_in_ = self.order, self.chain_method, X.shape[1]
         self.estimators_ = [
-            fitted_or_constant(clone(self.estimator), seen[:, : X.shape[1] + place], own[:, place], sample_weight)
-            for place in range(own.shape[1])
+            fitted_or_constant(
+                for_label(self.estimator, label), seen[:, : X.shape[1] + place], own[:, place], sample_weight
+            )
+            for place, label in enumerate(self.order)
         ]
         self.classes_ = [one.classes_ for one in self.estimators_]
         return self

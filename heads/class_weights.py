@@ -17,13 +17,12 @@ class ByClassName:
 
     def __init__(self, inner: Head, classes: Sequence[Any], *, several: bool) -> None:
         self.inner, self.name, self.reads = inner, inner.name, reads(inner)
-        self.streams = bool(getattr(inner, "streams", False))
         self._classes, self._several = classes, several
 
     def coded(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters with weights by code: of every class, or of the stated labels.
 
-        Raises UsageError for a name that is no class, and where the head has no weights of single labels.
+        Raises UsageError for a name that is no class, and for a weight that is none.
         """
         stated = parameters.get(NAME)
         if not isinstance(stated, Mapping):
@@ -31,11 +30,6 @@ class ByClassName:
         own = {_code(name, self._classes): _weight(name, weight) for name, weight in stated.items()}
         if not self._several:
             return {**parameters, NAME: {code: own.get(code, 1.0) for code in range(len(self._classes))}}
-        if not getattr(self.inner, "weighs_labels", False):
-            raise UsageError(
-                f"The head {self.name!r} has no weights of single labels: state class_weight 'balanced', or take a "
-                "head that has them: mlp, lstm, cnn."
-            )
         return {**parameters, NAME: own}
 
     def parameters(self) -> set[str]:

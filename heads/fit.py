@@ -18,7 +18,7 @@ from embedcache.errors import UsageError
 from embedcache.samples import TARGET_PREFIX, combined
 from embedcache.view import Features, shared_groups, target_name
 from heads import HEADS, head_named, memory, vqa
-from heads.base import TOKENS, Head, check_enough, reads, weight_parameter
+from heads.base import TOKENS, Head, check_enough, innermost, reads, weight_parameter
 from heads.class_weights import ByClassName
 from heads.config import Folds, HeadConfig, Selection, Threshold
 from heads.estimating import mean_cost, seconds_of_scores
@@ -441,7 +441,7 @@ def _transforms(task: Task) -> bool:
 
 def streams(head: Head) -> bool:
     """Whether a kind of head can read features in their stored type; others get float32."""
-    return bool(getattr(getattr(head, "inner", head), "streams", False))
+    return bool(getattr(innermost(head), "streams", False))
 
 
 def _check_memory(task: Task, features: Features, stored: bool) -> None:

@@ -15,13 +15,11 @@ _ONLY_WITH = {"sgd": {"momentum"}, "step": {"step_size", "gamma"}}
 class Mlp:
     """``MLPHead``: widths, batch norm, dropout, schedules, early stopping.
 
-    streams: it reads the features in their stored type where they lie; it standardizes them itself. weighs_labels: of
-    several labels, ``class_weight`` may be a mapping from label to the weight of its positives.
+    streams: it reads the features in their stored type where they lie; it standardizes them itself.
     """
 
     name = "mlp"
     streams = True
-    weighs_labels = True
 
     def estimator(self) -> Any:
         """The class of the estimator."""

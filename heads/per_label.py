@@ -6,6 +6,7 @@ label that all training rows have, or none, a private type or an error.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -28,9 +29,18 @@ class PerLabel(OneVsRestClassifier):  # type: ignore[misc]
         X, y, sample_weight = weighted_rows(X, y, sample_weight)  # noqa: N806
         self.label_binarizer_ = LabelBinarizer(sparse_output=True).fit(y)
         self.classes_ = self.label_binarizer_.classes_
-        self.estimators_ = [fitted_or_constant(clone(self.estimator), X, own, sample_weight) for own in y.T]
+        self.estimators_ = [
+            fitted_or_constant(for_label(self.estimator, label), X, own, sample_weight) for label, own in enumerate(y.T)
+        ]
         self.n_features_in_ = X.shape[1]
         return self
+
+
+def for_label(estimator: Any, label: int) -> Any:
+    """An unfitted classifier for one label: of weights by label, that of its positives against 1."""
+    own = clone(estimator)
+    weights = own.class_weight
+    return own.set_params(class_weight={0: 1.0, 1: weights.get(label, 1.0)}) if isinstance(weights, Mapping) else own
 
 
 def weighted_rows(x: Any, y: Any, weights: Weights | None) -> tuple[Any, npt.NDArray[Any], Weights | None]:

@@ -50,7 +50,7 @@ def standardized_inside(config: HeadConfig) -> HeadConfig:
     searched = {"standardize", "transform"} & set().union(*grids)
     if config.transform != ["standardize"] or searched or config.fusion.kind == "product":
         return config
-    if not config.fixed.get("standardize", True):
+    if config.fixed.get("standardize", True) is not True:
         return config
     return config.model_copy(update={"transform": [], "fixed": {**config.fixed, "standardize": True}})
 

@@ -51,7 +51,7 @@ def test_a_run_has_the_promised_files(tmp_path: Path) -> None:
 def test_a_comparison_has_a_folder_for_each_choice_of_features(tmp_path: Path) -> None:
     captioned(tmp_path)
     folder, _, runs = written(tmp_path, features=SETS)
-    names = ["01-my-image", "02-my-text", "03-my-image---my-text"]
+    names = ["01-my-image", "02-my-text", "03-my-image-my-text"]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "comparison.json", "config.yaml"]
     for name, run in zip(names, runs, strict=True):
         own = [
@@ -78,7 +78,7 @@ def test_comparison_json_is_best_first_with_paired_intervals(tmp_path: Path) -> 
     values = [row["score"]["value"] for row in found["rows"]]
     assert values == sorted((accuracy(run) for run in runs), reverse=True)
     assert found["rows"][0]["difference"] is None
-    assert found["rows"][0]["folder"] == "03-my-image---my-text"
+    assert found["rows"][0]["folder"] == "03-my-image-my-text"
     assert all((folder / row["folder"] / "metrics.json").is_file() for row in found["rows"])
     assert all(row["difference"]["high"] < 0 for row in found["rows"][1:])
 
@@ -290,7 +290,7 @@ def test_runs_are_listed_newest_first_each_once(tmp_path: Path) -> None:
     first, _, _ = written(tmp_path, features="my-image")
     second, _, runs = written(tmp_path, features=SETS)
     rows = record.listed(tmp_path / "runs")
-    parts = ["01-my-image", "02-my-text", "03-my-image---my-text"]
+    parts = ["01-my-image", "02-my-text", "03-my-image-my-text"]
     assert [row["run"] for row in rows] == [*(f"{second.name}/{part}" for part in parts), first.name]
     assert [row["features"] for row in rows] == ["my-image", "my-text", "my-image + my-text", "my-image"]
     assert rows[2]["score"] == f"{100 * accuracy(runs[2]):.1f} %"

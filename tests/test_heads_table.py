@@ -125,7 +125,7 @@ def test_a_data_set_of_the_command_line_stands_for_every_rows_own() -> None:
     [
         ({"rows": []}, "'rows' is a list of rows"),
         ({"rows": {"a": {}}}, "'rows' is a list of rows"),
-        (document({"head": "logistic"}), "row 1: cells: Field required"),
+        (document({"head": "logistic"}), "row 1: cells: is missing"),
         (document({"cells": {}}), "row 1: 'cells' lacks the column 'head'"),
         (document(LOGISTIC, titel="x"), "unknown key 'titel'. Did you mean 'title'"),
         (document(LOGISTIC, figures={"x": {"scor": "accuracy"}}), "Did you mean 'score'"),
