@@ -62,13 +62,14 @@ def test_bank_questions_to_a_fitted_head(tmp_path: Path) -> None:
     words = ("--backbone", "words", "--lowercase", "--min-count", "2")
     call("extract", "--dataset", "bank", "--cache", cache, *words)
     glove = f"fixed.vectors={next((SHARED / 'glove').glob('*.txt'))}"
-    cut = ("fixed.epochs=2", "fixed.filters=64", "fixed.hidden_size=16", "fixed.embedding_size=50", "validation=0")
+    cut = ("fixed.epochs=1", "fixed.filters=64", "fixed.hidden_size=16", "fixed.embedding_size=50", "validation=0")
     settings = [part for one in (glove, *cut) for part in ("--set", one)]
-    found, _ = table(cache, "--dataset", "bank", "--grid", "texts.yaml", *settings)
+    rows = [part for name in ("tfidf", "logistic", "cnn", "lstm + GloVe") for part in ("--row", name)]
+    found, _ = table(cache, "--dataset", "bank", "--grid", "texts.yaml", *rows, *settings)
     assert found["tfidf"] >= 0.89
     assert found["logistic"] >= 0.60
-    assert found["cnn"] >= 0.50  # two epochs are few: what fifteen reach is in docs/heads.md
-    assert set(found) == {"tfidf", "logistic", "cnn", "cnn + GloVe", "lstm", "lstm + GloVe"}
+    assert found["cnn"] >= 0.20  # one epoch is little: what fifteen reach is in docs/heads.md
+    assert found["lstm + GloVe"] > 1 / 77
 
 
 def test_coco_photos_and_captions_through_every_fusion(tmp_path: Path) -> None:
