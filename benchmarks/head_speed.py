@@ -1,11 +1,11 @@
 """Training of heads: rows a second through ``fit``, beside plain loops over the same arithmetic.
 
-Ours is the whole of ``fit``: checks, shuffling, training, and after each epoch loss and score of 2,000 training rows
-and of a validation tenth. The peers of ``mlp`` train as many epochs on the same rows and do nothing else: the matrix
-products of forward and backward passes alone, which is the arithmetic limit (goal: 0.8 of it), a torch loop with fused
-Adam over tensors in memory, scikit-learn's MLPClassifier, and a torch DataLoader whose data set reads rows of an HDF5
-file with h5py. The peer of ``lstm`` and of ``cnn`` is the same module trained on batches that
-are padded and in memory beforehand (goal: 0.5 of it).
+Ours is the whole of ``fit``: checks, shuffling, training, and after each epoch loss and score of a twentieth of the
+rows and of a validation tenth. The peers of ``mlp`` train as many epochs on the same rows and do nothing else: the
+matrix products of forward and backward passes alone, which is the arithmetic limit (goal: 0.8 of it), a torch loop with
+fused Adam over tensors in memory, scikit-learn's MLPClassifier, and a torch DataLoader whose data set reads rows of an
+HDF5 file with h5py. The peer of ``lstm`` and of ``cnn`` is the same module trained on batches that are padded and in
+memory beforehand (goal: 0.5 of it).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from embedcache.view import Features
 from heads.base import weight_parameter
 from heads.epochs import watched
 from heads.grid import UNFIT
+from heads.rows import RowsOf
 
 Rows = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
@@ -48,13 +49,16 @@ def fit_pipeline(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         try:
-            own = taken(x, rows) if transforms is None else transforms.fit_transform(taken(x, rows), codes[rows])
+            if transforms is None:
+                own = lent(x, rows, estimator)
+            else:
+                own = transforms.fit_transform(taken(x, rows), codes[rows])
             options: dict[str, Any] = {}
             if weights is not None and (weight := weight_parameter(estimator)) is not None:
                 options[weight] = weights[rows]
             if held is not None and len(held) and has_fit_parameter(estimator, "validation"):
                 options["validation"] = (
-                    taken(x, held) if transforms is None else transforms.transform(x[held]),
+                    lent(x, held, estimator) if transforms is None else transforms.transform(x[held]),
                     codes[held],
                 )
             with watched(estimator, shown) as watching:
@@ -66,8 +70,18 @@ def fit_pipeline(
 
 def taken(x: Any, rows: Rows) -> Any:
     """Some rows of a matrix: a view where they lie together, so that nothing is copied."""
-    together = len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
-    return x[rows[0] : rows[-1] + 1] if together else x[rows]
+    return x[rows[0] : rows[-1] + 1] if _together(rows) else x[rows]
+
+
+def lent(x: Any, rows: Rows, estimator: Any) -> Any:
+    """The same without a copy wherever they lie, for an estimator that reads rows where they are."""
+    if _together(rows) or not (getattr(estimator, "reads_rows", False) and isinstance(x, np.ndarray)):
+        return taken(x, rows)
+    return RowsOf(x, rows)
+
+
+def _together(rows: Rows) -> bool:
+    return len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
 
 
 def continue_pipeline(
@@ -90,15 +104,16 @@ def continue_pipeline(
         kind = type(estimator).__name__
         raise UsageError(f"A {kind} is not trained by epochs: there is nothing to go on with. Fit it again instead.")
     transforms = pipeline[:-1] if len(pipeline) > 1 else None
-    own, validation = taken(x, rows), None if held is None or not len(held) else taken(x, held)
-    if transforms is not None:  # of float32: float16 would stay float16
-        own = transforms.transform(np.asarray(own, np.float32))
-        validation = None if validation is None else transforms.transform(np.asarray(validation, np.float32))
+    parts = [rows] if held is None or not len(held) else [rows, held]
+    if transforms is None:
+        own, *validation = (lent(x, part, estimator) for part in parts)
+    else:  # of float32: float16 would stay float16
+        own, *validation = (transforms.transform(np.asarray(taken(x, part), np.float32)) for part in parts)
     options: dict[str, Any] = {}
     if weights is not None and (weight := weight_parameter(estimator)) is not None:
         options[weight] = weights[rows]
-    if validation is not None:
-        options["validation"] = validation, codes[held]
+    if validation:
+        options["validation"] = validation[0], codes[held]
     with watched(estimator, shown, epochs) as watching:
         estimator.continue_fit(own, codes[rows], epochs, **options, **watching)
 

@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, chec
 
 from embedcache.errors import UsageError
 from heads.parameters import check
+from heads.rows import RowsOf
 
 if TYPE_CHECKING:
     import torch
@@ -354,6 +355,9 @@ class MLPHead(TorchHead):
     others are ``TrainingOptions``.
     """
 
+    reads_rows = True
+    """``fit`` takes ``RowsOf`` a matrix too, and does not copy them."""
+
     def __init__(
         self,
         hidden_layer_sizes: Sequence[int] = (1024, 512),
@@ -403,17 +407,26 @@ class MLPHead(TorchHead):
         self.random_state = random_state
         self.device = device
 
-    def _pair(self, X: Any, y: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def _pair(self, X: Any, y: Any) -> tuple[Any, npt.NDArray[Any]]:
+        if isinstance(X, RowsOf):
+            self._assert_finite(X)
+            self.n_features_in_ = X.shape[1]
+            return X, np.asarray(y)
         x, y = validate_data(self, _array(X), _array(y), multi_output=True, ensure_min_samples=2, **_FLOATS)
         self._assert_finite(x)
         return x, y
 
-    def _features(self, X: Any) -> npt.NDArray[Any]:
+    def _features(self, X: Any) -> Any:
+        if isinstance(X, RowsOf):
+            if X.shape[1] != self.n_features_in_:
+                raise ValueError(f"X has {X.shape[1]} features, but {self.n_features_in_} are expected.")
+            self._assert_finite(X)
+            return X
         x = np.asarray(validate_data(self, _array(X), reset=False, **_FLOATS))
         self._assert_finite(x)
         return x
 
-    def _assert_finite(self, x: npt.NDArray[Any]) -> None:
+    def _assert_finite(self, x: Any) -> None:
         """As scikit-learn does, but by blocks: of float16 it makes a mask as long as the matrix."""
         from heads.training import by_blocks
 
@@ -421,7 +434,7 @@ class MLPHead(TorchHead):
             rows = x[block[0] : block[-1] + 1]
             assert_all_finite(rows, estimator_name=type(self).__name__, input_name="X")
 
-    def _inputs(self, x: npt.NDArray[Any], device: torch.device) -> Any:
+    def _inputs(self, x: Any, device: torch.device) -> Any:
         from heads.training import Matrix
 
         return Matrix(x, device)
@@ -435,7 +448,7 @@ class MLPHead(TorchHead):
         network = dense(widths, self.activation, batch_norm=self.batch_norm, dropout=self.dropout)
         return Standardized(self.n_features_in_, network) if self.standardize else network
 
-    def _built(self, x: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> Any:
+    def _built(self, x: Any, rows: npt.NDArray[np.int64]) -> Any:
         network = self._network()
         if self.standardize:
             network.learn(x.__getitem__, rows)

@@ -23,13 +23,15 @@ from torch.nn import functional
 
 from embedcache.errors import UsageError, unknown_name
 from heads.parameters import check
+from heads.rows import RowsOf
 
 Rows: TypeAlias = npt.NDArray[np.int64]
 Tensor: TypeAlias = torch.Tensor
 
 EVALUATED_BYTES = 16 << 20
-SCORED_TRAINING_ROWS = 2000
-"""Training loss and score are of that many fixed rows: all of them would cost a third of an epoch."""
+SCORED_ROWS = 500, 2000
+"""Training loss and score are of a twentieth of the rows, fixed ones, but of so many at least and at most: all of them
+would cost a third of an epoch."""
 SHARE_OF_DEVICE = 0.6
 BLOCK_BYTES = 64 << 20
 LOOKED_AT_BYTES = 4 << 20
@@ -90,26 +92,41 @@ def moved(part: Tensor, device: torch.device) -> Tensor:
 class Matrix:
     """A matrix of features as ``Inputs``: on the device whole where it fits, in its stored type; else read by blocks.
 
-    x: (n, dim) numpy, a map too; float16 and float32 are not copied on a CPU.
+    x: (n, dim) numpy, a map too, or rows of one; float16 and float32 are not copied on a CPU.
     """
 
-    def __init__(self, x: npt.NDArray[Any], device: torch.device) -> None:
+    def __init__(self, x: npt.NDArray[Any] | RowsOf, device: torch.device) -> None:
         self.device = device
-        source = x if x.dtype in (np.float16, np.float32) else x.astype(np.float32)
+        matrix, rows = (x.matrix, x.rows) if isinstance(x, RowsOf) else (x, None)
+        source = matrix if matrix.dtype in (np.float16, np.float32) else matrix.astype(np.float32)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writ")  # read only, and only read
             self._host = torch.from_numpy(source)
-        self.whole = device.type == "cpu" or _fits(source.nbytes, device)
-        self._x = self._host.to(device) if self.whole else self._host
+        self._rows = None if rows is None else torch.from_numpy(np.ascontiguousarray(rows))
+        self.whole = device.type == "cpu" or _fits(len(self) * source[:1].nbytes, device)
+        self._x = self._host
+        if self.whole and device.type != "cpu":
+            self._x, self._rows = self._copied(), None
 
     def __len__(self) -> int:
-        return len(self._host)
+        return len(self._host) if self._rows is None else len(self._rows)
+
+    def _places(self, rows: Tensor) -> Tensor:
+        """Where rows of ours lie in the matrix on the host."""
+        return rows if self._rows is None else self._rows[rows]
+
+    def _copied(self) -> Tensor:
+        """Our rows on the device, by blocks."""
+        found = torch.empty(len(self), self._host.shape[1], dtype=self._host.dtype, device=self.device)
+        for block in torch.arange(len(self)).split(max(1, BLOCK_BYTES // max(1, self._host[:1].nbytes))):  # type: ignore[no-untyped-call]
+            found[block[0] : block[-1] + 1] = self._host.index_select(0, self._places(block))
+        return found
 
     def batch(self, rows: Tensor) -> Tensor:
         """(rows, dim) float32 on the device."""
         if self.whole:
-            return self._x.index_select(0, moved(rows, self.device)).float()
-        return moved(self._host.index_select(0, rows), self.device).float()
+            return self._x.index_select(0, moved(self._places(rows), self.device)).float()
+        return moved(self._host.index_select(0, self._places(rows)), self.device).float()
 
     def epoch(self, rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Shuffled; where the matrix is not on the device, by shuffled blocks of rows that lie together."""
@@ -207,7 +224,8 @@ def train(
         optimizer.load_state_dict(state.optimizer)
     schedule = _schedule(optimizer, options, steps, state.epochs)
     generator = torch.Generator().manual_seed(seed + 7919 * state.epochs)
-    scored = chosen[:: max(1, len(chosen) // SCORED_TRAINING_ROWS)]
+    least, most = SCORED_ROWS
+    scored = chosen[:: max(1, len(chosen) // min(most, max(least, len(chosen) // 20)))]
     for _ in range(options.epochs):
         began = time.perf_counter()
         rate = optimizer.param_groups[0]["lr"]

@@ -17,8 +17,11 @@ from sklearn.preprocessing import StandardScaler
 
 from embedcache.errors import UsageError
 from heads import training
+from heads.fit import _fitted, _ready
+from heads.rows import RowsOf
 from heads.torch_mlp import MLPHead
 from heads.training import Matrix, TrainingOptions
+from tests.heads_helpers import prepared, separable
 
 
 def head(**changes: Any) -> MLPHead:
@@ -160,6 +163,37 @@ def test_no_second_matrix_is_made(monkeypatch: pytest.MonkeyPatch, changes: dict
     finally:
         tracemalloc.stop()
     assert peak < x.nbytes / 2
+
+
+@pytest.mark.parametrize("changes", [{}, {"standardize": True}, {"early_stopping": True}], ids=str)
+def test_rows_that_lie_apart_are_trained_on_where_they_lie(data: Any, changes: dict[str, Any]) -> None:
+    x, y = data
+    rows, held = np.arange(0, len(x), 2)[::-1].copy(), np.arange(1, len(x), 8)
+    copied = head(**changes).fit(x[rows], y[rows], validation=(x[held], y[held]))
+    lent = head(**changes).fit(RowsOf(x, rows), y[rows], validation=(RowsOf(x, held), y[held]))
+    np.testing.assert_array_equal(lent.predict_proba(x), copied.predict_proba(x))
+    copied.continue_fit(x[rows], y[rows], 2)
+    lent.continue_fit(RowsOf(x, rows), y[rows], 2)
+    np.testing.assert_array_equal(lent.predict_proba(RowsOf(x, held)), copied.predict_proba(x[held]))
+    with pytest.raises(ValueError, match="are expected"):
+        lent.predict_proba(RowsOf(x[:, :3], held))
+
+
+def test_of_rows_that_lie_apart_no_matrix_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a run of ``fit-head``: train and test lie in turns."""
+    monkeypatch.setattr(training, "LOOKED_AT_BYTES", 1 << 18)
+    n, dim = 3000, 512
+    labels = [f"class {row % 3}" for row in range(n)]
+    separable(tmp_path, n=n, dim=dim, labels=labels, split=["train" if row % 2 else "test" for row in range(n)])
+    task = prepared(tmp_path, head="mlp", fixed={"hidden_layer_sizes": [8], "epochs": 1}, validation=0)
+    ready = _ready(task, task.sets[0])
+    tracemalloc.start()
+    try:
+        _fitted(task, ready, [], dict(task.config.fixed), ready.rows["train"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < n * dim * 4 / 4
 
 
 def test_a_head_is_kept_as_json_and_tensors(data: Any) -> None:
