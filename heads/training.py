@@ -28,7 +28,7 @@ from heads.rows import RowsOf
 Rows: TypeAlias = npt.NDArray[np.int64]
 Tensor: TypeAlias = torch.Tensor
 
-EVALUATED_BYTES = 16 << 20
+EVALUATED_BYTES = 4 << 20
 SCORED_ROWS = 500, 2000
 """Training loss and score are of a twentieth of the rows, fixed ones, but of so many at least and at most: all of them
 would cost a third of an epoch."""
