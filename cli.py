@@ -28,14 +28,16 @@ if TYPE_CHECKING:
     from embedcache.housekeeping import LeftOver
     from embedcache.verification import FileReport
     from heads.config import HeadConfig
-    from heads.fit import FittedRun, Preview, Task
+    from heads.fit import FittedRun
     from heads.item_files import ItemFile
     from heads.lacking import Lacking
     from heads.predict import Empty, ItemPredictor, Predictions
+    from heads.preview import Preview
     from heads.run_text import Part
     from heads.table import Source
     from heads.table import Table as HeadTable
     from heads.table_run import FittedTable
+    from heads.task import Task
 
 INTERRUPTED = 130
 MANY_COLUMNS = 8
@@ -441,11 +443,12 @@ class _Wants:
 
 def _fit_one(parsed: HeadConfig, wants: _Wants) -> None:
     """Fit one kind of head on each choice of features; record and print it."""
-    from heads import curves, fit
+    from heads import curves
+    from heads.task import prepare
 
     if wants.extract and not wants.dry_run:
         _extract_lacking([parsed], wants.cache, wants.data, None)
-    task = fit.prepare(parsed, wants.cache)
+    task = prepare(parsed, wants.cache)
     if wants.sizes:
         curves.check(task, wants.sizes)
     if wants.limit is not None:
@@ -457,8 +460,9 @@ def _fit_one(parsed: HeadConfig, wants: _Wants) -> None:
 def _fit_task(task: Task, wants: _Wants) -> None:
     """Say what is about to be done; fit, record and print."""
     from heads import curves, fit, searching
+    from heads.preview import preview
 
-    previews = fit.preview(task)
+    previews = preview(task)
     if not wants.as_json or wants.dry_run:
         _print_previews(previews, wants.as_json)
     if wants.dry_run:
@@ -504,7 +508,8 @@ def _fit_table(table: HeadTable, name: str, wants: _Wants) -> None:
     from dataclasses import asdict
 
     from embedcache.errors import UsageError
-    from heads import fit, lacking, searching, table_run, table_text
+    from heads import lacking, searching, table_run, table_text
+    from heads.preview import preview
 
     if wants.sizes:
         raise UsageError("--learning-curve is for one head, not for a table of several.")
@@ -515,7 +520,7 @@ def _fit_table(table: HeadTable, name: str, wants: _Wants) -> None:
     if wants.limit is not None:
         _hold_to(wants.limit, prepared.tasks, wants.checkpoints)
     if wants.dry_run:
-        previews = {table_run.label(table, config): fit.preview(task) for config, task in prepared.items()}
+        previews = {table_run.label(table, config): preview(task) for config, task in prepared.items()}
         _print_row_previews(previews, wants.as_json)
         return
     with _interrupted(

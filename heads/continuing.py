@@ -10,9 +10,10 @@ from typing import Any
 from embedcache.errors import DataNotFoundError, UsageError
 from heads import training_state
 from heads.config import parse, read_grid
-from heads.fit import FittedRun, Task, continued, prepare
+from heads.fit import FittedRun, continued
 from heads.record import CONFIG, HEAD, read_metrics
 from heads.saved import FittedHead
+from heads.task import Task, prepare
 
 
 def go_on(folder: Path, epochs: int, cache: str | Path = "cache", *, progress: bool = False) -> tuple[Task, FittedRun]:

@@ -11,7 +11,8 @@ from embedcache.samples import nested_subset
 from heads.metrics import Interval
 
 if TYPE_CHECKING:
-    from heads.fit import FittedRun, Task
+    from heads.fit import FittedRun
+    from heads.task import Task
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def read_sizes(text: str) -> tuple[int, ...]:
 
 def check(task: Task, sizes: Sequence[int] = ()) -> None:
     """Raise UsageError for a fusion of answers, as a curve fits one head, and for sizes too small for that head."""
-    from heads.fit import check_rows
+    from heads.task import check_rows
 
     if task.fuses_answers:
         kind = task.config.fusion.kind

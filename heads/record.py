@@ -22,13 +22,14 @@ from embedcache.view import Features
 from heads import curves, training_state
 from heads.base import TEXTS
 from heads.config import AXES, Fusion, HeadConfig, plain, to_yaml
-from heads.fit import FittedRun, Scored, Task
+from heads.fit import FittedRun, Scored
 from heads.fitting import history_of, trained
 from heads.inputs import seen
 from heads.kinds import KINDS, KindName
 from heads.metrics import NOWHERE, Interval, interval, rank_of_truth, worst_pairs
 from heads.multilabel import LabelRow, label_table
 from heads.saved import label_sets
+from heads.task import Task
 from heads.thresholds import decide
 from heads.transforms import for_sets
 

@@ -14,11 +14,12 @@ import numpy as np
 
 from embedcache.files import replacing
 from heads import curves
-from heads.fit import FittedRun, Scored, Task
+from heads.fit import FittedRun, Scored
 from heads.metrics import ClassCounts, Codes, Interval, class_counts, confusion
 from heads.multilabel import LabelRow
 from heads.record import Comparison, confusions, label_tables
 from heads.repeats import Repeats
+from heads.task import Task
 
 PAGE: Final = "report.html"
 _SHOWN_CLASSES: Final = 30

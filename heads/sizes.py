@@ -20,10 +20,11 @@ from embedcache.errors import EmbedCacheError, UsageError
 from embedcache.footprint import encoder_files
 from embedcache.view import Features
 from heads.base import keeps_rows, reads
-from heads.fit import Task, chosen_by, drafted
 from heads.oversampling import oversampled
+from heads.preview import chosen_by, drafted
 from heads.record import HEAD
 from heads.saved import FeatureBinding, FittedHead, bindings
+from heads.task import Task
 
 _UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from heads.fit import SCORED_SPLITS, FittedRun, Task
+from heads.fit import FittedRun
 from heads.kinds import Floats
 from heads.metrics import Interval, interval
 from heads.table import HEADLINE, Figure
+from heads.task import SCORED_SPLITS, Task
 
 SECONDS, BYTES = "seconds", "bytes"
 

@@ -16,11 +16,12 @@ from embedcache.files import replacing, write_json
 from heads import config as configs
 from heads import record, report, sizes
 from heads.config import HeadConfig, different
-from heads.fit import SCORED_SPLITS, FittedRun, Task, fit, prepare, shared_rows
+from heads.fit import FittedRun, fit
 from heads.metrics import Interval
 from heads.splits import Rows
 from heads.table import HEADLINE, Cell, Row, Table
 from heads.table_measure import Kept, Measured, comparable, differences, keep, mean, measured, metric_of
+from heads.task import SCORED_SPLITS, Task, prepare, shared_rows
 
 TABLE: Final = "table.json"
 

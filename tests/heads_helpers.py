@@ -19,7 +19,8 @@ from embedcache.view import Features
 from embedcache.word_ids import provenance
 from embedcache.words import build_vocabulary, tokenize
 from heads.config import parse
-from heads.fit import FittedRun, Task, fit, prepare
+from heads.fit import FittedRun, fit
+from heads.task import Task, prepare
 
 CLASSES = ("finch", "heron", "plover")
 

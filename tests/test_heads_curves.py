@@ -14,9 +14,11 @@ from cli import app
 from embedcache.errors import UsageError
 from heads import memory, record, report
 from heads.curves import learning_curve, read_sizes, rows_of, smaller
-from heads.fit import fit, preview, streams_on
+from heads.fit import fit
 from heads.fitting import taken
 from heads.memory import Estimate, available, estimate
+from heads.preview import preview
+from heads.task import streams_on
 from tests.heads_helpers import captioned, prepared, separable, tagged
 
 MLP = {"hidden_layer_sizes": [4], "epochs": 2, "device": "cpu"}

@@ -9,7 +9,7 @@ import pytest
 
 from embedcache.errors import UsageError
 from heads import curves
-from heads import fit as fitting
+from heads import task as tasks
 from tests.heads_helpers import add_features, fitted, image_name, prepared, separable, tagged
 
 TRAIN = 38
@@ -21,7 +21,7 @@ FOLD = 28
 @pytest.fixture(autouse=True)
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """No feature is read: a refusal comes before."""
-    monkeypatch.setattr(fitting, "inputs_for", lambda *_, **__: pytest.fail("features were read"))
+    monkeypatch.setattr(tasks, "inputs_for", lambda *_, **__: pytest.fail("features were read"))
 
 
 @pytest.mark.parametrize(

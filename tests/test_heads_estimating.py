@@ -14,8 +14,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from heads import HEADS, estimating, head_named
 from heads.estimating import cost, mean_cost, seconds_of_scores
-from heads.fit import preview
 from heads.kinds import KINDS, SeveralLabels
+from heads.preview import preview
 from heads.sequences import Sequences
 from tests.heads_helpers import described, prepared, tagged
 

@@ -12,8 +12,9 @@ import pytest
 
 from embedcache import samples
 from embedcache.errors import DataNotFoundError, MissingFeaturesError, UnknownNameError, UsageError
-from heads.fit import fit, preview
+from heads.fit import fit
 from heads.logistic import Logistic
+from heads.preview import preview
 from heads.record import compare
 from heads.saved import FittedHead
 from tests.heads_helpers import CLASSES, add_features, captioned, fitted, image_name, prepared, save_table, separable

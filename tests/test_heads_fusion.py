@@ -17,9 +17,10 @@ from embedcache.errors import DamagedFileError, UnknownNameError, UsageError
 from embedcache.extraction import extract
 from heads import record
 from heads.config import parse, read_grid
-from heads.fit import FittedRun, fit, preview
+from heads.fit import FittedRun, fit
 from heads.fusion import Late, Union, stacked_weights, union_thresholds, united
 from heads.predict import predict_dataset
+from heads.preview import preview
 from heads.product import Product
 from heads.saved import FittedHead
 from heads.thresholds import decide, tune

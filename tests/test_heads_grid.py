@@ -18,9 +18,10 @@ from embedcache.errors import UnknownNameError, UsageError
 from heads import config
 from heads import grid as grids
 from heads.config import parse, read_grid
-from heads.fit import fit, preview
+from heads.fit import fit
 from heads.grid import SearchResult, candidates, search
 from heads.logistic import Logistic
+from heads.preview import preview
 from heads.sklearn_mlp import SklearnMlp
 from heads.transforms import build
 from tests.heads_helpers import prepared, separable

@@ -24,8 +24,9 @@ from embedcache import samples
 from embedcache.errors import DamagedFileError, UsageError
 from heads import record, report
 from heads.config import parse, read_grid
-from heads.fit import fit, preview
+from heads.fit import fit
 from heads.multilabel import label_table, strata
+from heads.preview import preview
 from heads.record import label_tables
 from heads.saved import FittedHead
 from heads.thresholds import best_threshold, decide

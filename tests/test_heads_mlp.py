@@ -14,9 +14,10 @@ import pytest
 from embedcache.catalog import DatasetFolder
 from embedcache.errors import DamagedFileError
 from heads.config import parse
-from heads.fit import FittedRun, fit, prepare
+from heads.fit import FittedRun, fit
 from heads.record import write
 from heads.saved import FittedHead
+from heads.task import prepare
 from tests.heads_helpers import separable, tagged
 
 MLP = {"head": "mlp", "fixed": {"hidden_layer_sizes": [16], "epochs": 60, "batch_size": 16, "learning_rate": 0.02}}

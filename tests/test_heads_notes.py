@@ -11,7 +11,8 @@ import pytest
 from embedcache.errors import UsageError
 from heads import memory, record, report
 from heads.config import parse, read_grid
-from heads.fit import fit, preview
+from heads.fit import fit
+from heads.preview import preview
 from heads.torch_mlp import MLPHead
 from tests.heads_helpers import fitted, prepared, separable
 

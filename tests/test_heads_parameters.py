@@ -13,8 +13,8 @@ import yaml
 from embedcache.errors import UsageError
 from heads import HEADS
 from heads.config import parse
-from heads.fit import prepare
 from heads.parameters import RULES, Activation
+from heads.task import prepare
 from heads.torch_mlp import MLPHead
 from heads.torch_text import CNNHead, LSTMHead
 from heads.training import ACTIVATIONS, TrainingOptions

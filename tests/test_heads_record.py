@@ -14,9 +14,10 @@ import pytest
 from embedcache.errors import DataNotFoundError
 from heads import record
 from heads.config import parse, read_grid
-from heads.fit import FittedRun, Task, fit, prepare
+from heads.fit import FittedRun, fit
 from heads.metrics import METRICS, rank_of_truth, scores
 from heads.saved import FittedHead
+from heads.task import Task, prepare
 from tests.heads_helpers import add_features, captioned, image_name, prepared, separable
 
 SETS = [["my-image"], ["my-text"], ["my-image", "my-text"]]

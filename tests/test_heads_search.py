@@ -22,11 +22,12 @@ from embedcache.errors import UsageError
 from heads import grid as grids
 from heads import head_named, record
 from heads.config import parse, to_yaml
-from heads.fit import FittedRun, fit, preview
+from heads.fit import FittedRun, fit
 from heads.grid import candidates, search
 from heads.logistic import Logistic
 from heads.metrics import rank_of_truth, row_log_loss
 from heads.mlp import Mlp
+from heads.preview import preview
 from heads.searching import FOLDER, Journal, Outcome, part_of, points_of, rungs_of
 from heads.torch_mlp import MLPHead
 from heads.transforms import build

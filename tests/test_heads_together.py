@@ -14,7 +14,8 @@ from embedcache.errors import UsageError
 from heads import continuing, record
 from heads.config import read_grid
 from heads.curves import learning_curve
-from heads.fit import fit, preview
+from heads.fit import fit
+from heads.preview import preview
 from heads.searching import data_digest
 from tests.heads_helpers import captioned, prepared, separable, tagged
 from tests.test_heads_classic import worded

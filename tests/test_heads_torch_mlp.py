@@ -17,8 +17,9 @@ from sklearn.preprocessing import StandardScaler
 
 from embedcache.errors import UsageError
 from heads import training
-from heads.fit import _fitted, _ready
+from heads.fit import _fitted
 from heads.rows import RowsOf
+from heads.task import load
 from heads.torch_mlp import MLPHead
 from heads.training import Matrix, TrainingOptions
 from tests.heads_helpers import prepared, separable
@@ -186,7 +187,7 @@ def test_of_rows_that_lie_apart_no_matrix_is_made(tmp_path: Path, monkeypatch: p
     labels = [f"class {row % 3}" for row in range(n)]
     separable(tmp_path, n=n, dim=dim, labels=labels, split=["train" if row % 2 else "test" for row in range(n)])
     task = prepared(tmp_path, head="mlp", fixed={"hidden_layer_sizes": [8], "epochs": 1}, validation=0)
-    ready = _ready(task, task.sets[0])
+    ready = load(task, task.sets[0])
     tracemalloc.start()
     try:
         _fitted(task, ready, [], dict(task.config.fixed), ready.rows["train"])

@@ -25,13 +25,14 @@ from embedcache.errors import DamagedFileError, DataNotFoundError, UnknownNameEr
 from heads import continuing, item_files, onnx_export, sizes
 from heads import predict as predicting
 from heads.config import parse
-from heads.fit import Task, continued, fit
+from heads.fit import continued, fit
 from heads.folded import folded
 from heads.item_files import ItemColumns, ItemFile
 from heads.predict import ItemPredictor, predict_dataset
 from heads.record import read_metrics, write
 from heads.repeats import gathered
 from heads.saved import FittedHead
+from heads.task import Task
 from heads.training_state import TRAINING
 from tests.heads_helpers import add_features, captioned, described, fitted, image_name, prepared, separable, tagged
 from tests.test_heads_classic import worded

@@ -17,7 +17,8 @@ from embedcache.errors import UsageError
 from embedcache.view import shared_groups
 from heads import record, report
 from heads.config import override, parse, plain_yaml
-from heads.fit import FittedRun, Task, fit, prepare
+from heads.fit import FittedRun, fit
+from heads.task import Task, prepare
 from heads.vqa import CONTRACTIONS, HumanAnswers, leave_one_out, normalized, without_punctuation
 from tests import tiny_vqa as tiny
 from tests.fakes import FakeBackbone
