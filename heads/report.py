@@ -30,6 +30,8 @@ h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2rem}p.su
 table{border-collapse:collapse;margin:.5rem 0;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .8rem;text-align:right;border-bottom:1px solid #e3e7ef}
 th:first-child,td:first-child{text-align:left}th{color:#5b6478;font-weight:600}
+th.text,td.text{text-align:left}
+body.wide{max-width:80rem}body.wide div{overflow-x:auto}body.wide td,body.wide th{padding:.3rem .5rem}
 tr.best td{background:#eef6f0}img{max-width:100%}ul{padding-left:1.2rem}code{background:#f2f4f8;padding:0 .2rem}
 """
 
@@ -73,11 +75,12 @@ def _target(task: Task) -> str:
     return f"{task.target}, {len(task.classes)} {what}"
 
 
-def document(title: str, body: str) -> str:
-    """A whole page."""
+def document(title: str, body: str, *, wide: bool = False) -> str:
+    """A whole page. wide: for a table of many columns."""
+    start = "<body class=wide>" if wide else "<body>"
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{_text(title)}</title>"
-        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style><body>\n{body}\n</body></html>\n"
+        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>{start}\n{body}\n</body></html>\n"
     )
 
 

@@ -191,18 +191,19 @@ def write(folder: Path, table: FittedTable) -> Path:
     title = table.title or folder.name
     parts = [f"<h1>{html.escape(title)}</h1>", _html(found), report.facts(found.notes)]
     with replacing(folder / report.PAGE) as beside:
-        beside.write_text(report.document(title, "\n".join(parts)), encoding="utf-8")
+        beside.write_text(report.document(title, "\n".join(parts), wide=True), encoding="utf-8")
     return folder / report.PAGE
 
 
 def _html(found: Lines) -> str:
     """The rows, each with a link to the pages of its heads."""
-    head = "".join(f"<th>{html.escape(one.heading)}</th>" for one in found.columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + f"<td>{_links(folders)}</td></tr>"
-        for row, folders in zip(found.rows, found.folders, strict=True)
-    )
-    return f"<table><tr>{head}<th>runs</th></tr>{body}</table>"
+    kinds = ["" if one.number else " class=text" for one in found.columns]
+    head = "".join(f"<th{kind}>{html.escape(one.heading)}</th>" for kind, one in zip(kinds, found.columns, strict=True))
+    body = ""
+    for row, folders in zip(found.rows, found.folders, strict=True):
+        cells = "".join(f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
+        body += f"<tr>{cells}<td>{_links(folders)}</td></tr>"
+    return f"<div><table><tr>{head}<th>runs</th></tr>{body}</table></div>"
 
 
 def _links(folders: Sequence[str]) -> str:
