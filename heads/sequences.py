@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import UsageError
+from embedcache.errors import CheckpointNotFoundError, UsageError
 from embedcache.view import Features, WordSet
+from embedcache.words.vectors import archive_of
 from heads.config import HeadConfig
 
 if TYPE_CHECKING:
@@ -152,6 +154,16 @@ def check_words(head: str, features: Features) -> None:
             f"The head {head!r} reads one set of word ids, and {' + '.join(features.names)} has "
             f"{len(names) or 'none'}: name one, alone or with vectors (--features words)."
         )
+
+
+def check_vectors(config: HeadConfig) -> None:
+    """Raise CheckpointNotFoundError for a file of word vectors that a head would begin with, and that is not there."""
+    stated = [config.fixed.get("vectors"), *config.axis("vectors")]
+    for path in (one for one in stated if isinstance(one, str)):
+        try:
+            archive_of(Path(path).expanduser())
+        except CheckpointNotFoundError as error:
+            raise CheckpointNotFoundError(f"{error} Another one is taken with --set fixed.vectors=FILE.") from error
 
 
 def with_transform_inside(config: HeadConfig) -> HeadConfig:

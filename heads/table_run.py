@@ -15,9 +15,11 @@ from embedcache.errors import EmbedCacheError, UsageError, unknown_name
 from embedcache.files import replacing, write_json
 from heads import config as configs
 from heads import record, report, sizes
+from heads.base import TOKENS, reads
 from heads.config import HeadConfig, different
 from heads.fit import FittedRun, fit
 from heads.metrics import Interval
+from heads.sequences import check_vectors
 from heads.splits import Rows
 from heads.table import HEADLINE, Cell, Row, Table
 from heads.table_measure import Kept, Measured, comparable, differences, keep, mean, measured, metric_of
@@ -88,7 +90,10 @@ def prepare_table(table: Table, cache: str | Path = "cache") -> PreparedTable:
 
 def _prepared(table: Table, config: HeadConfig, cache: str | Path) -> Task:
     try:
-        return prepare(config, cache)
+        task = prepare(config, cache)
+        if reads(task.head) == TOKENS:
+            check_vectors(config)
+        return task
     except EmbedCacheError as error:
         raise UsageError(f"Row {label(table, config)!r}: {error}") from error
 

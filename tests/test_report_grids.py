@@ -149,6 +149,18 @@ def check_row(stated: table.Row, row: FittedRow, folder: Path) -> None:
             assert recorded["head"] == stated.configs[name].head
 
 
+def test_a_missing_file_of_word_vectors_is_named_before_anything_is_fitted(
+    trees: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trees / "meli")
+    name = "meli-experiments.yaml"
+    missing = ["--set", "fixed.vectors=nowhere.txt", "--out", "no-runs"]
+    done = CliRunner().invoke(app, ["fit-head", "--grid", name, "--extract", *cuts(name), *missing])
+    assert done.exit_code == 2
+    assert "Row '1 (Baseline)': There is no file of word vectors nowhere.txt. Another one is taken" in done.stderr
+    assert not Path("no-runs").exists()
+
+
 REPORTED = {
     "cub-images.yaml": [[0.74], [0.79], [0.79], [0.79]],
     "cub-texts.yaml": [[None], [0.56], [0.56], [0.56]],
