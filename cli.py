@@ -1477,7 +1477,8 @@ def _print_recorded_table(folder: Path, found: FittedTable, as_json: bool) -> No
         _print_json({"run": folder, "page": folder / PAGE, **asdict(found)})
         return
     _print_table(found)
-    _echo(str(folder / PAGE))
+    if (folder / PAGE).is_file():
+        _echo(str(folder / PAGE))
 
 
 GROUP_COLUMNS = {
