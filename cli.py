@@ -690,9 +690,9 @@ def _hold_to(limit: int, tasks: Sequence[Task], where: Mapping[str, str]) -> Non
     check_names(where, [one.name for task in tasks for features in task.sets for one in features.sets])
     for task, features in ((one, features) for one in tasks for features in one.sets):
         parts = sizes.before_fitting(task, features, where)
-        sizes.check(" + ".join(features.names), parts, limit)
-        known = sizes.readable(sizes.total(parts))
-        _say(f"{' + '.join(features.names)}: about {known} of {sizes.readable(limit)}")
+        name = " on ".join(part for part in (task.head.name, " + ".join(features.names)) if part)
+        sizes.check(name, parts, limit)
+        _say(f"{name}: about {sizes.readable(sizes.total(parts))} of {sizes.readable(limit)}")
 
 
 def _measured(folder: Path, limit: int, where: Mapping[str, str]) -> None:
@@ -828,10 +828,10 @@ def predict(
     found = replace(found, empty=rule)
     if submission is not None:
         write_submission(submission, found, ec.open(cache)[dataset].record.adapter if dataset is not None else None)
-        _say(f"{len(found.ids):,} rows in {submission}")
+        _say(_rows_in(len(found.ids), submission))
     if table is not None:
         write_table(table, found)
-        _say(f"{len(found.ids):,} rows in {table}")
+        _say(_rows_in(len(found.ids), table))
     if as_json:
         _print_json({"predictions": found.rows(), "failures": dict(found.failures)})
     elif submission is None and table is None:
@@ -886,7 +886,11 @@ def _predict_to(path: Path, predictor: ItemPredictor, listed: ItemFile, rule: Em
                 _say(f"not predicted: {name}: {reason}")
             failed += len(found.failures)
     more = f"; {failed:,} could not be predicted" if failed else ""
-    _say(f"{rows:,} rows in {path}{more}")
+    _say(f"{_rows_in(rows, path)}{more}")
+
+
+def _rows_in(rows: int, path: Path) -> str:
+    return f"{rows:,} {'row' if rows == 1 else 'rows'} in {path}"
 
 
 def _say_exceptions(found: Predictions) -> None:
@@ -1473,12 +1477,13 @@ def _print_recorded_table(folder: Path, found: FittedTable, as_json: bool) -> No
 
     from heads.report import PAGE
 
+    page = folder / PAGE if (folder / PAGE).is_file() else None  # an interrupted table has none
     if as_json:
-        _print_json({"run": folder, "page": folder / PAGE, **asdict(found)})
+        _print_json({"run": folder, "page": page, **asdict(found)})
         return
     _print_table(found)
-    if (folder / PAGE).is_file():
-        _echo(str(folder / PAGE))
+    if page is not None:
+        _echo(str(page))
 
 
 GROUP_COLUMNS = {

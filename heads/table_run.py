@@ -26,6 +26,7 @@ from heads.table_measure import Kept, Measured, comparable, differences, keep, m
 from heads.task import SCORED_SPLITS, Task, prepare, shared_rows
 
 TABLE: Final = "table.json"
+INTERRUPTED: Final = "the table was interrupted before"
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,9 @@ def fit_table(
             fitted[place] = keep(task, runs, own.name, _size(own, checkpoints or {}) if wants_size else None)
             seconds = time.perf_counter() - began
             said(f"{place + 1} of {len(prepared.tasks)} done in {seconds:.1f} s: {shown}")
+    except BaseException:
+        failed |= {place: INTERRUPTED for place in range(len(prepared.tasks)) if place not in {**fitted, **failed}}
+        raise
     finally:
         found = _assembled(table, fitted, failed)
         write_json(folder / TABLE, asdict(found))

@@ -281,6 +281,7 @@ def test_what_was_fitted_before_an_interruption_is_kept(tmp_path: Path) -> None:
     found = read_table(folder)
     assert found is not None
     assert [len(row.measured) for row in found.rows] == [1, 0]
+    assert "margin could not be fitted: the table was interrupted before" in lines(found).notes
 
 
 def test_a_head_that_cannot_be_fitted_leaves_the_others_be(tmp_path: Path) -> None:
