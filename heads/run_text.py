@@ -107,15 +107,16 @@ def of_comparison(comparison: Document, members: Sequence[Document], said: Seque
 
 
 def _notes(labels: Sequence[str], members: Sequence[Document], said: Sequence[str]) -> list[Line]:
-    by_note: dict[str, list[str]] = {}
-    for label, one in zip(labels, members, strict=True):
-        for note in one["notes"]:
-            by_note.setdefault(note, []).append(label)
-    return [
-        Line(note if len(own) == len(members) else f"{'; '.join(own)}: {note}", "note: ")
-        for note, own in by_note.items()
-        if note not in said
-    ]
+    own = {
+        label: [note for note in one["notes"] if note not in said] for label, one in zip(labels, members, strict=True)
+    }
+    return [Line(note, "note: ") for note in by_owner(own, labels)]
+
+
+def by_owner(notes: Mapping[str, Sequence[str]], everyone: Sequence[str]) -> list[str]:
+    """Each note once: what all of ``everyone`` have as it is, else behind the names of those that have it."""
+    owners = {note: [name for name, own in notes.items() if note in own] for own in notes.values() for note in own}
+    return [note if set(everyone) <= set(names) else f"{'; '.join(names)}: {note}" for note, names in owners.items()]
 
 
 def _search(document: Document) -> list[Line]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import Final
 
 from embedcache.files import replacing
-from heads import report, sizes
+from heads import report, run_text, sizes
 from heads.config import different
 from heads.metrics import Interval
 from heads.table import HEADLINE
@@ -160,16 +160,9 @@ def _notes(table: FittedTable) -> list[str]:
     of_rows = {row.name: [one.why for one in row.measured.values() if one.why] for row in table.rows}
     of_rows = {row.name: [*of_rows[row.name], *row.said, *([row.note] if row.note else [])] for row in table.rows}
     fitted = [row.name for row in table.rows if row.measured]
-    notes += _by_row(of_rows, fitted)
+    notes += run_text.by_owner(of_rows, fitted if len(fitted) > 1 else list(of_rows))
     notes += [f"{name} could not be fitted: {why}" for name, why in (table.failed or {}).items()]
     return [*notes, *([f"reported: {table.source}"] if table.source else []), *table.notes]
-
-
-def _by_row(notes: Mapping[str, Sequence[str]], fitted: Sequence[str]) -> list[str]:
-    """Each note once: what holds for all fitted rows as it is, else with the names of its rows before it."""
-    rows_of = {note: [name for name, own in notes.items() if note in own] for own in notes.values() for note in own}
-    everywhere = [note for note, names in rows_of.items() if len(fitted) > 1 and set(fitted) <= set(names)]
-    return [*everywhere, *(f"{'; '.join(names)}: {one}" for one, names in rows_of.items() if one not in everywhere)]
 
 
 def markdown(table: FittedTable) -> str:
